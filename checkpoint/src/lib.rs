@@ -1,0 +1,3 @@
+//! Freeze, read and rebuild Linux processes.
+
+pub mod image;

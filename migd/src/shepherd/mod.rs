@@ -1,0 +1,3 @@
+//! The shepherds: one small process per process that is away from home, on either side.
+
+pub mod control;
