@@ -1,3 +1,5 @@
 //! Freeze, read and rebuild Linux processes.
 
 pub mod image;
+pub mod sys;
+pub mod tracee;
