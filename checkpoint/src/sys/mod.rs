@@ -1,3 +1,5 @@
 //! Kernel interfaces that need `unsafe`, one file each. Nothing outside this module uses `unsafe`.
 
+pub mod fd;
 pub mod ptrace;
+pub mod rlimit;

@@ -252,3 +252,27 @@ pub fn wait(tid: i32, block: bool) -> Result<Option<Stop>, Errno> {
         }
     }
 }
+
+/// Where in a system call a task at a [`Stop::Syscall`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyscallSide {
+    /// Before the call.
+    Entry,
+    /// After it.
+    Exit,
+    /// Not in one.
+    None,
+}
+
+/// Entry or exit (`PTRACE_GET_SYSCALL_INFO`, ptrace(2)).
+pub fn syscall_side(tid: i32) -> Result<SyscallSide, Errno> {
+    const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
+    let mut info = [0u64; 12];
+    call(PTRACE_GET_SYSCALL_INFO, tid, size_of_val(&info), info.as_mut_ptr() as usize)?;
+    // The first byte is `op`.
+    Ok(match info[0] as u8 {
+        1 => SyscallSide::Entry,
+        2 => SyscallSide::Exit,
+        _ => SyscallSide::None,
+    })
+}

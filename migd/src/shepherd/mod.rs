@@ -1,3 +1,4 @@
 //! The shepherds: one small process per process that is away from home, on either side.
 
 pub mod control;
+pub mod link;
