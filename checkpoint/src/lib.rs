@@ -1,6 +1,9 @@
 //! Freeze, read and rebuild Linux processes.
 
 pub mod deputy;
+pub mod dump;
 pub mod image;
+pub mod inventory;
+pub mod proc;
 pub mod sys;
 pub mod tracee;

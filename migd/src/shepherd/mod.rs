@@ -1,4 +1,6 @@
 //! The shepherds: one small process per process that is away from home, on either side.
 
 pub mod control;
+pub mod inbox;
 pub mod link;
+pub mod session;
