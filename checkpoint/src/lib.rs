@@ -5,5 +5,6 @@ pub mod dump;
 pub mod image;
 pub mod inventory;
 pub mod proc;
+pub mod restore;
 pub mod sys;
 pub mod tracee;

@@ -7,3 +7,5 @@ pub mod process_vm;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;
+pub mod signalfd;
+pub mod timerfd;
