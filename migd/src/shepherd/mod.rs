@@ -1,4 +1,5 @@
 //! The shepherds: one small process per process that is away from home, on either side.
 
 pub mod control;
+pub mod guest_init;
 pub mod link;
