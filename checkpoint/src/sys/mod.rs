@@ -1,7 +1,10 @@
 //! Kernel interfaces that need `unsafe`, one file each. Nothing outside this module uses `unsafe`.
 
+pub mod close_range;
 pub mod fd;
+pub mod fork;
 pub mod kcmp;
+pub mod loopback;
 pub mod pagemap_scan;
 pub mod process_vm;
 pub mod ptrace;
@@ -9,3 +12,4 @@ pub mod rlimit;
 pub mod sched;
 pub mod signalfd;
 pub mod timerfd;
+pub mod wait;
