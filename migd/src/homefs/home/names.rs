@@ -90,7 +90,7 @@ fn put_token_dir(call: &mut Call<'_>) -> Answer<()> {
 /// The attributes of the directory of handles: those of the root, but for a few.
 pub(super) fn put_token_dir_attr(call: &mut Call<'_>, head: impl FnOnce(&mut Reply)) -> Answer<()> {
     let root = call.shared.nodes.get(ROOT_ID)?;
-    let mut found = call.shared.devices.find(root.fd()?)?;
+    let mut found = call.shared.devices.find(root.fd()?.as_fd())?;
     found.st.stx_ino = u64::MAX;
     found.st.stx_mode = (libc::S_IFDIR | 0o555) as u16;
     found.st.stx_nlink = 2;
@@ -133,7 +133,7 @@ fn enter_handle(call: &Call<'_>, handle: &Arc<Handle>, found: &Found) -> Answer<
     let key = Key { view: handle.id, mount: 0, dev: 0, ino: 0 };
     call.shared.nodes.enter(call.connection.id, Some(key), |id| Node {
         id,
-        body: Body::Handle(Arc::clone(handle)),
+        body: Body::Handle(Arc::downgrade(handle), handle.is_stream()),
         view: handle.id,
         kind: found.kind(),
         device: Some(found.device),

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 
@@ -41,8 +41,9 @@ pub struct Key {
 pub enum Body {
     /// A file of the tree (`O_PATH`).
     File(OwnedFd),
-    /// An open stream or directory of the deputy.
-    Handle(Arc<Handle>),
+    /// An open stream or directory of the deputy. The handle may end before the node does: the
+    /// kernel may keep the name for a while, and a pipe's other end must not wait for that.
+    Handle(Weak<Handle>, bool), // and whether it is a stream
     /// The directory of handles.
     TokenDir,
 }
@@ -53,7 +54,7 @@ pub struct Node {
     pub id: u64,
     /// What it is.
     pub body: Body,
-    /// View its subdirectories belong to.
+    /// View its subdirectories belong to; the handle's number for a handle's node.
     pub view: u64,
     /// Type at home (`S_IFMT` bits).
     pub kind: u32,
@@ -63,18 +64,34 @@ pub struct Node {
 
 impl Node {
     /// A descriptor for it; `EPERM` for the directory of handles, in which nothing can be made.
-    pub fn fd(&self) -> Answer<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Answer<NodeFd<'_>> {
         match &self.body {
-            Body::File(fd) => Ok(fd.as_fd()),
-            Body::Handle(handle) => Ok(handle.file.as_fd()),
+            Body::File(fd) => Ok(NodeFd::File(fd.as_fd())),
+            Body::Handle(handle, _) => handle.upgrade().map(NodeFd::Handle).ok_or(Errno::ESTALE),
             Body::TokenDir => Err(Errno::EPERM),
         }
     }
 
     /// Whether the host's kernel is told that it is a regular file although it is a stream.
     pub fn is_stream(&self) -> bool {
-        matches!(self.kind, libc::S_IFIFO | libc::S_IFCHR)
-            || matches!(&self.body, Body::Handle(h) if h.is_stream())
+        matches!(self.kind, libc::S_IFIFO | libc::S_IFCHR) || matches!(&self.body, Body::Handle(_, true))
+    }
+}
+
+/// A node's descriptor.
+pub enum NodeFd<'a> {
+    /// The node's own.
+    File(BorrowedFd<'a>),
+    /// Its handle's, kept open meanwhile.
+    Handle(Arc<Handle>),
+}
+
+impl AsFd for NodeFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            NodeFd::File(fd) => *fd,
+            NodeFd::Handle(handle) => handle.file.as_fd(),
+        }
     }
 }
 
