@@ -1,4 +1,7 @@
 //! The shepherds: one small process per process that is away from home, on either side.
 
 pub mod control;
+pub mod guest_init;
+pub mod inbox;
 pub mod link;
+pub mod session;

@@ -1,0 +1,160 @@
+//! The guest's descriptors, made by the process that becomes its leader, in the house's root.
+//!
+//! What stays open at home is opened by its handle's name, everything else is made anew. All are
+//! first made at numbers above the table's, then put where they belong.
+
+use super::mounts::inside_dev;
+use super::protocol::Setup;
+use anyhow::{Context, Result, bail};
+use checkpoint::image::{FileKind, FilesImage, OpenFile};
+use checkpoint::sys::close_range::{close_range, place};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::Mode;
+use nix::unistd::{Whence, lseek};
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Highest descriptor number of a guest.
+const MAX_FD: i32 = 1 << 20;
+/// Flags of open(2) that `fdinfo` may show and that must not be repeated: the file exists.
+const ONCE: i32 = libc::O_CREAT
+    | libc::O_EXCL
+    | libc::O_TRUNC
+    | libc::O_NOCTTY
+    | libc::O_CLOEXEC
+    | libc::O_NOFOLLOW
+    | libc::O_TMPFILE
+    | libc::O_ASYNC
+    | FMODE_EXEC;
+/// `__FMODE_EXEC` (`<linux/fs.h>`), seen in the flags of files opened for execution.
+const FMODE_EXEC: i32 = 0x20;
+
+/// Builds the table of this process; nothing else stays open but `keep`, which must be above every
+/// number of the table (see [`above`]).
+pub fn build(files: &FilesImage, setup: &Setup, keep: i32) -> Result<()> {
+    let base = above(files)?;
+    let mut made: Vec<Option<i32>> = Vec::with_capacity(files.files.len());
+    for (index, file) in files.files.iter().enumerate() {
+        if matches!(file.kind, FileKind::Epoll { .. })
+            || !files.fds.iter().any(|fd| fd.file as usize == index)
+        {
+            made.push(None);
+            continue;
+        }
+        let opened = open_file(file, setup)
+            .with_context(|| format!("cannot open {}", String::from_utf8_lossy(&file.link)))?;
+        made.push(Some(lift(opened, base)?));
+    }
+    for fd in &files.fds {
+        let from = made.get(fd.file as usize).context("a descriptor stands for no file")?;
+        if let Some(from) = from {
+            place(*from, fd.fd, fd.cloexec).with_context(|| format!("cannot place descriptor {}", fd.fd))?;
+        }
+    }
+    close_gaps(files, keep).context("cannot close what the guest does not have")
+}
+
+/// A number above all of the table's.
+pub fn above(files: &FilesImage) -> Result<i32> {
+    let highest = files.fds.iter().map(|fd| fd.fd).max().unwrap_or(2);
+    if files.fds.iter().any(|fd| fd.fd < 0 || fd.fd > MAX_FD) {
+        bail!("a descriptor number is out of range");
+    }
+    Ok(highest.max(2) + 1)
+}
+
+/// Lets this process have as many descriptors as it may.
+pub fn raise_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")
+}
+
+/// Moves a descriptor to a number of at least `base`. From here on it is a number, as its owner will
+/// be the guest.
+pub fn lift(file: OwnedFd, base: i32) -> Result<i32> {
+    let lifted = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(base))
+        .with_context(|| format!("cannot have descriptor {base} (limit of open files?)"))?;
+    drop(file);
+    Ok(lifted)
+}
+
+fn open_file(file: &OpenFile, setup: &Setup) -> Result<OwnedFd> {
+    match &file.kind {
+        FileKind::Foreign { handle } => open_foreign(file, *handle, setup),
+        FileKind::LocalDevice => {
+            let name = inside_dev(&file.link).context("a device that is not below /dev")?;
+            Ok(open(&PathBuf::from("/dev").join(name), flags_of(file), Mode::empty())?)
+        }
+        _ => bail!("this kind of file cannot be made on another node"),
+    }
+}
+
+/// A file that stays open at home: a terminal by its own name, so that the guest finds it in
+/// `/proc/self/fd` as it does at home.
+fn open_foreign(file: &OpenFile, handle: u64, setup: &Setup) -> Result<OwnedFd> {
+    let path = match &setup.terminal {
+        Some((path, of)) if *of == handle && inside_dev(path).is_some() => {
+            PathBuf::from(OsStr::from_bytes(path))
+        }
+        _ => setup.handle_path(handle),
+    };
+    let opened = open(&path, flags_of(file), Mode::empty())?;
+    let kind = file.stat.2 & libc::S_IFMT;
+    let seekable = kind == libc::S_IFREG || kind == libc::S_IFDIR;
+    if seekable && file.pos != 0 && file.flags & libc::O_PATH as u32 == 0 {
+        let pos = i64::try_from(file.pos).context("a position out of range")?;
+        lseek(&opened, pos, Whence::SeekSet).context("cannot set its position")?;
+    }
+    Ok(opened)
+}
+
+fn flags_of(file: &OpenFile) -> OFlag {
+    let mut flags = file.flags as i32 & !ONCE;
+    if file.stat.2 & libc::S_IFMT == libc::S_IFDIR {
+        flags |= libc::O_DIRECTORY;
+    }
+    OFlag::from_bits_retain(flags | libc::O_CLOEXEC | libc::O_NOCTTY)
+}
+
+/// Closes every number that is not the table's.
+fn close_gaps(files: &FilesImage, keep: i32) -> Result<()> {
+    let mut from = 0u32;
+    let mut wanted: Vec<u32> = files.fds.iter().map(|fd| fd.fd as u32).chain([keep as u32]).collect();
+    wanted.sort_unstable();
+    for fd in wanted {
+        if fd > from {
+            close_range(from, fd - 1)?;
+        }
+        from = fd + 1;
+    }
+    Ok(close_range(from, u32::MAX)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_that_would_change_the_file_are_left_out() {
+        let file = OpenFile {
+            flags: (libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND) as u32,
+            pos: 0,
+            link: b"/tmp/x".to_vec(),
+            stat: (1, 2, libc::S_IFREG | 0o600, 0),
+            owner: (0, 0, 0),
+            kind: FileKind::Foreign { handle: 1 },
+        };
+        let flags = flags_of(&file);
+        assert!(flags.contains(OFlag::O_WRONLY | OFlag::O_APPEND));
+        assert!(!flags.intersects(OFlag::O_CREAT | OFlag::O_TRUNC));
+    }
+
+    #[test]
+    fn a_hostile_number_is_refused() {
+        let fd = checkpoint::image::FdImage { fd: -5, cloexec: false, file: 0 };
+        assert!(above(&FilesImage { fds: vec![fd], files: Vec::new() }).is_err());
+    }
+}
