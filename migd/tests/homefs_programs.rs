@@ -45,14 +45,12 @@ fn programs(join: Join) {
             "shell",
             "for i in 1 2 3; do echo $i >> f; done; cat f; ln f g; ln -s g h; ls; stat -c '%a %h %s %F' *; mv g k; rm f; wc -l < k; umask 027; mkdir -p a/b/c; touch a/x; stat -c %a a a/x",
         );
-        eprintln!("nodes, handles: {:?}", m.home.counts());
         same(
             m,
             &dir,
             "tree",
             "tar cf - -C /usr/share/perl5 . 2>/dev/null | tar xf - ; find . | sort | head -5000 | md5sum; du -s --apparent-size . | cut -f1; cp -a . ../copy.$$ && diff -r . ../copy.$$ && rm -r ../copy.$$",
         );
-        eprintln!("nodes, handles: {:?}", m.home.counts());
         same(
             m,
             &dir,

@@ -6,6 +6,7 @@ pub mod fd;
 pub mod fork;
 pub mod fscred;
 pub mod fuse_device;
+pub mod ioctl_bytes;
 pub mod kcmp;
 pub mod loopback;
 pub mod pagemap_scan;
