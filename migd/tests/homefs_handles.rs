@@ -276,3 +276,38 @@ fn a_user_has_his_rights_and_no_more() {
         nix::mount::umount2(open.path(), nix::mount::MntFlags::MNT_DETACH).expect("umount");
     });
 }
+
+#[test]
+fn more_nodes_than_descriptors() {
+    with_dir(|m, dir| {
+        let make = |name: &str| -> String {
+            let script = format!(
+                "mkdir {name} && cd {name} && for d in 0 1 2 3; do mkdir $d; for f in $(seq 200); do echo $d$f > $d/$f; done; ln -s 1 $d/link; done"
+            );
+            let out = Command::new("bash").args(["-c", &script]).current_dir(dir).output().expect("bash");
+            assert!(out.status.success());
+            name.to_string()
+        };
+        m.home.set_descriptor_limit(100);
+        make("tree");
+        let tree = m.path(dir.join("tree"));
+        let first = File::open(tree.join("0/1")).expect("open");
+        let run = |script: &str| {
+            let out = Command::new("bash").args(["-c", script]).current_dir(&tree).output().expect("bash");
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            String::from_utf8_lossy(&out.stdout).into_owned()
+        };
+        let all = run("cat */* 2>/dev/null | sort | md5sum; find . -type f | wc -l; ls -l | wc -l");
+        assert_eq!(run("cat */* | sort | md5sum; find . -type f | wc -l; ls -l | wc -l"), all);
+        assert!(m.home.descriptors() < 300, "{} descriptors", m.home.descriptors());
+        assert!(m.home.counts().0 > 700, "{} nodes", m.home.counts().0);
+        // Removed and made anew at home, with old inode numbers: never mistaken for the old ones.
+        fs::remove_dir_all(dir.join("tree/1")).expect("remove");
+        let script = "mkdir tree/1 && for f in $(seq 300); do echo new$f > tree/1/$f; done";
+        Command::new("bash").args(["-c", script]).current_dir(dir).status().expect("bash");
+        assert_eq!(run("cat 1/7 1/207; ls 1 | wc -l"), "new7\nnew207\n300\n");
+        let mut text = String::new();
+        (&first).read_to_string(&mut text).expect("read");
+        assert_eq!(text, "01\n");
+    });
+}
