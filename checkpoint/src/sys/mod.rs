@@ -3,6 +3,7 @@
 pub mod close_range;
 pub mod dirents;
 pub mod fd;
+pub mod file_handle;
 pub mod fork;
 pub mod fscred;
 pub mod fuse_device;
