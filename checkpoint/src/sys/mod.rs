@@ -6,4 +6,6 @@ pub mod fork;
 pub mod loopback;
 pub mod ptrace;
 pub mod rlimit;
+pub mod seccomp;
+pub mod terminal_ioctl;
 pub mod wait;
