@@ -1,6 +1,10 @@
 //! Freeze, read and rebuild Linux processes.
 
 pub mod deputy;
+pub mod dump;
 pub mod image;
+pub mod inventory;
+pub mod proc;
+pub mod restore;
 pub mod sys;
 pub mod tracee;

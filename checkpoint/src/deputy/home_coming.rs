@@ -119,3 +119,23 @@ fn has_pending(tid: i32) -> bool {
         .find_map(|line| u64::from_str_radix(line.strip_prefix("SigPnd:")?.trim(), 16).ok())
         .is_some_and(|mask| mask != 0)
 }
+
+/// Takes everything that the kernel has queued for the process (or its leader) while it was parked,
+/// oldest first.
+pub fn drain_pending(tracee: &mut Tracee) -> Result<Vec<SigInfo>, TraceeError> {
+    let Some((at, _)) = tracee.stub_range() else { return Ok(Vec::new()) };
+    let scratch = tracee.scratch();
+    let mut out = Vec::new();
+    // The kernel's own limit on queued signals is lower (RLIMIT_SIGPENDING).
+    while out.len() < 65_536 {
+        tracee.write_mem(scratch, &[0; 16])?;
+        let args = [at + stub::SIGSET, scratch + 512, scratch, 8, 0, 0];
+        if tracee.syscall(0, libc::SYS_rt_sigtimedwait, args)? <= 0 {
+            break;
+        }
+        let mut info = [0; SIGINFO_LEN];
+        tracee.read_mem(scratch + 512, &mut info)?;
+        out.push(info);
+    }
+    Ok(out)
+}

@@ -14,7 +14,7 @@ mod home_coming;
 mod park;
 
 pub use fds::install_fds;
-pub use home_coming::{reconcile_threads, requeue_signal, take_slot};
+pub use home_coming::{drain_pending, reconcile_threads, requeue_signal, take_slot};
 
 use crate::sys::ptrace::{self, Regs, SIGINFO_LEN, Stop, SyscallSide};
 use crate::tracee::{ALL_SIGNALS, STOP_LIMIT, Tracee, TraceeError, stub};

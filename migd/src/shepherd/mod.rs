@@ -2,4 +2,6 @@
 
 pub mod control;
 pub mod guest_init;
+pub mod inbox;
 pub mod link;
+pub mod session;

@@ -1,0 +1,147 @@
+//! The descriptor table, and what each open file description is.
+
+use super::{names_file, sockets};
+use crate::image::{FdImage, FileKind, FilesImage, OpenFile};
+use crate::proc::{self, fdinfo::FdInfo};
+use crate::sys::kcmp;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+/// Bound on the descriptors looked at.
+const MAX_FDS: usize = 1 << 20;
+
+/// Reads the table of a process.
+pub fn read(pid: i32) -> io::Result<FilesImage> {
+    let mut numbers: Vec<i32> = fs::read_dir(format!("/proc/{pid}/fd"))?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .take(MAX_FDS)
+        .collect();
+    numbers.sort_unstable();
+    let mut image = FilesImage::default();
+    // Same inode, position and flags: perhaps the same open file description.
+    let mut alike: BTreeMap<(u64, u64, u64, u32), Vec<u32>> = BTreeMap::new();
+    for fd in numbers {
+        let Some((cloexec, file)) = read_one(pid, fd) else { continue };
+        let key = (file.stat.0, file.stat.1, file.pos, file.flags);
+        let known = alike.entry(key).or_default();
+        let same = known.iter().copied().find(|&index| {
+            let first = image.fds.iter().find(|other| other.file == index);
+            first.is_some_and(|first| kcmp::same_file(pid, first.fd, pid, fd).unwrap_or(false))
+        });
+        let index = same.unwrap_or_else(|| {
+            let index = image.files.len() as u32;
+            known.push(index);
+            image.files.push(file);
+            index
+        });
+        image.fds.push(FdImage { fd, cloexec, file: index });
+    }
+    mark_internal_pipes(pid, &mut image);
+    Ok(image)
+}
+
+/// `None`: it was closed meanwhile.
+fn read_one(pid: i32, fd: i32) -> Option<(bool, OpenFile)> {
+    let link = proc::link(pid, &format!("fd/{fd}")).ok()?;
+    let info = FdInfo::parse(&proc::read(pid, &format!("fdinfo/{fd}")).ok()?)?;
+    let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
+    let flags = info.flags & !(libc::O_CLOEXEC as u32);
+    let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    let stat = (meta.dev(), meta.ino(), meta.mode(), meta.rdev());
+    let kind = classify(pid, &link, &info, &meta);
+    let owner = if flags & libc::O_ASYNC as u32 != 0 { (1, 0, 0) } else { (0, 0, 0) };
+    Some((cloexec, OpenFile { flags, pos: info.pos, link, stat, owner, kind }))
+}
+
+fn classify(pid: i32, link: &[u8], info: &FdInfo, meta: &fs::Metadata) -> FileKind {
+    if let Some(kind) = anon_inode(link, info) {
+        return kind;
+    }
+    let unsupported = |what: String| FileKind::Unsupported { what };
+    match meta.mode() & libc::S_IFMT {
+        libc::S_IFREG if link.starts_with(b"/memfd:") => unsupported("a memfd".into()),
+        libc::S_IFREG if link.starts_with(b"/proc/") => {
+            unsupported(format!("a file of the process file system, {}", String::from_utf8_lossy(link)))
+        }
+        libc::S_IFREG if link.first() != Some(&b'/') => {
+            unsupported(format!("a kernel file, {}", String::from_utf8_lossy(link)))
+        }
+        libc::S_IFREG => FileKind::Regular { deleted: !names_file(pid, link, meta.dev(), meta.ino()) },
+        libc::S_IFDIR => FileKind::Directory,
+        libc::S_IFIFO => FileKind::Pipe { internal: false },
+        libc::S_IFCHR => character_device(meta.rdev(), link),
+        libc::S_IFSOCK => unsupported(sockets::describe(pid, meta.ino())),
+        libc::S_IFBLK => unsupported(format!("a block device, {}", String::from_utf8_lossy(link))),
+        _ => unsupported(format!("something unknown, {}", String::from_utf8_lossy(link))),
+    }
+}
+
+fn anon_inode(link: &[u8], info: &FdInfo) -> Option<FileKind> {
+    let name = link.strip_prefix(b"anon_inode:")?;
+    Some(match name {
+        b"[eventfd]" => FileKind::EventFd {
+            count: info.number("eventfd-count", 16)?,
+            semaphore: info.number("eventfd-semaphore", 10).unwrap_or(0) != 0,
+        },
+        b"[eventpoll]" => FileKind::Epoll { targets: info.epoll_targets() },
+        b"[timerfd]" => FileKind::TimerFd {
+            clock: info.number("clockid", 10)? as i32,
+            ticks: info.number("ticks", 10).unwrap_or(0),
+            settime_flags: info.number("settime flags", 8).unwrap_or(0) as u32,
+            value_ns: info.timer("it_value")?,
+            interval_ns: info.timer("it_interval")?,
+        },
+        b"[signalfd]" => FileKind::SignalFd { mask: info.number("sigmask", 16)? },
+        other => {
+            let name = String::from_utf8_lossy(other).trim_matches(['[', ']']).to_string();
+            FileKind::Unsupported { what: format!("a kernel object of type {name}") }
+        }
+    })
+}
+
+fn character_device(rdev: u64, link: &[u8]) -> FileKind {
+    match (libc::major(rdev), libc::minor(rdev)) {
+        // null, zero, full, random, urandom (Documentation/admin-guide/devices.txt).
+        (1, 3 | 5 | 7 | 8 | 9) => FileKind::LocalDevice,
+        // Consoles and serial lines, /dev/tty, pseudo-terminals.
+        (4 | 5 | 136..=143, _) if rdev != libc::makedev(5, 2) => FileKind::Tty,
+        (5, 2) => FileKind::Unsupported { what: "the master side of a pseudo-terminal".into() },
+        _ => FileKind::Unsupported { what: format!("the device {}", String::from_utf8_lossy(link)) },
+    }
+}
+
+/// A pipe is internal if both its ends are in the table and nobody else has either.
+fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
+    let pipes: Vec<u64> = image
+        .files
+        .iter()
+        .filter(|file| matches!(file.kind, FileKind::Pipe { .. }) && file.link.starts_with(b"pipe:"))
+        .map(|file| file.stat.1)
+        .collect();
+    if pipes.is_empty() {
+        return;
+    }
+    let outside = inodes_elsewhere(pid);
+    for file in &mut image.files {
+        let both = pipes.iter().filter(|&&ino| ino == file.stat.1).count() >= 2;
+        if let FileKind::Pipe { internal } = &mut file.kind {
+            *internal = both && !outside.contains(&file.stat.1);
+        }
+    }
+}
+
+fn inodes_elsewhere(pid: i32) -> std::collections::BTreeSet<u64> {
+    let mut out = std::collections::BTreeSet::new();
+    for other in proc::pids().into_iter().filter(|&other| other != pid) {
+        let Ok(dir) = fs::read_dir(format!("/proc/{other}/fd")) else { continue };
+        for entry in dir.flatten() {
+            let Ok(link) = fs::read_link(entry.path()) else { continue };
+            let text = link.to_string_lossy();
+            let number = text.strip_prefix("pipe:[").and_then(|rest| rest.strip_suffix(']'));
+            out.extend(number.and_then(|number| number.parse::<u64>().ok()));
+        }
+    }
+    out
+}

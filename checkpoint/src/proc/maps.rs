@@ -1,0 +1,160 @@
+//! `/proc/PID/smaps`: mappings with their flags (Documentation/filesystems/proc.rst).
+
+use crate::image::{Backing, MappedFile, Vma, VmaFlags};
+
+/// One mapping as the kernel shows it, before it is known what is behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line<'a> {
+    start: u64,
+    end: u64,
+    perms: &'a [u8],
+    offset: u64,
+    dev: u64,
+    ino: u64,
+    name: &'a [u8],
+}
+
+/// Parses `smaps`. Lines that are not understood are skipped, never guessed.
+pub fn parse(smaps: &[u8]) -> Vec<Vma> {
+    let mut vmas: Vec<Vma> = Vec::new();
+    for line in smaps.split(|&byte| byte == b'\n') {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            if let Some(vma) = vmas.last_mut() {
+                apply_flags(vma, flags);
+            }
+        } else if let Some(line) = parse_line(line) {
+            vmas.push(vma_of(&line));
+        }
+    }
+    vmas
+}
+
+fn parse_line(line: &[u8]) -> Option<Line<'_>> {
+    let mut rest = line;
+    let mut word = || {
+        let at = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
+        let (word, tail) = rest.split_at(at);
+        rest = tail.get(1..).unwrap_or_default();
+        word
+    };
+    let range = word();
+    let dash = range.iter().position(|&byte| byte == b'-')?;
+    let (start, end) = (hex(&range[..dash])?, hex(&range[dash + 1..])?);
+    let perms = word();
+    let offset = hex(word())?;
+    let dev = word();
+    let colon = dev.iter().position(|&byte| byte == b':')?;
+    let dev = libc::makedev(hex(&dev[..colon])? as u32, hex(&dev[colon + 1..])? as u32);
+    let ino = std::str::from_utf8(word()).ok()?.parse().ok()?;
+    let name = rest.trim_ascii_start();
+    (perms.len() == 4 && start < end).then_some(Line { start, end, perms, offset, dev, ino, name })
+}
+
+fn hex(bytes: &[u8]) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(bytes).ok()?, 16).ok()
+}
+
+fn vma_of(line: &Line<'_>) -> Vma {
+    let bit = |at: usize, letter: u8, value: i32| if line.perms[at] == letter { value as u32 } else { 0 };
+    let prot = bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC);
+    let name = unescape(line.name);
+    let mut label = None;
+    let backing = match name.as_slice() {
+        b"[vdso]" => Backing::Vdso,
+        b"[vsyscall]" => Backing::Vsyscall,
+        name if name.starts_with(b"[vvar") => Backing::Vvar,
+        _ if line.ino == 0 => {
+            label = name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(<[u8]>::to_vec);
+            Backing::Anon
+        }
+        // The kernel's own tmpfs file behind MAP_SHARED|MAP_ANONYMOUS (mm/shmem.c).
+        b"/dev/zero (deleted)" => Backing::SharedAnon { id: line.ino, offset: line.offset },
+        _ => Backing::File(MappedFile {
+            path: name,
+            deleted: false,
+            dev: line.dev,
+            ino: line.ino,
+            offset: line.offset,
+            may_write: false,
+        }),
+    };
+    let shared = line.perms[3] == b's';
+    Vma { start: line.start, end: line.end, prot, backing, shared, flags: VmaFlags::empty(), name: label }
+}
+
+/// `\ooo` stands for a newline in a path (fs/seq_file.c, `mangle_path`).
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut at = 0;
+    while at < name.len() {
+        let octal = name.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if name[at] == b'\\' && byte == b'\n' => {
+                out.push(byte);
+                at += 4;
+            }
+            _ => {
+                out.push(name[at]);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+fn apply_flags(vma: &mut Vma, text: &[u8]) {
+    for word in text.split(|&byte| byte == b' ') {
+        vma.flags |= match word {
+            b"gd" => VmaFlags::GROWSDOWN,
+            b"lo" => VmaFlags::LOCKED,
+            b"lf" => VmaFlags::LOCKONFAULT,
+            b"hg" => VmaFlags::HUGEPAGE,
+            b"nh" => VmaFlags::NOHUGEPAGE,
+            b"dc" => VmaFlags::DONTFORK,
+            b"wf" => VmaFlags::WIPEONFORK,
+            b"dd" => VmaFlags::DONTDUMP,
+            b"mg" => VmaFlags::MERGEABLE,
+            b"sr" => VmaFlags::SEQ_READ,
+            b"rr" => VmaFlags::RAND_READ,
+            b"nr" => VmaFlags::NORESERVE,
+            b"ht" => VmaFlags::HUGETLB,
+            b"sl" => VmaFlags::SEALED,
+            b"um" | b"uw" | b"ui" => VmaFlags::USERFAULT,
+            b"io" => VmaFlags::IO,
+            b"pf" => VmaFlags::PFNMAP,
+            b"mw" => {
+                if let Backing::File(file) = &mut vma.backing {
+                    file.may_write = true;
+                }
+                VmaFlags::empty()
+            }
+            _ => VmaFlags::empty(),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_file_mapping() {
+        let text = b"55d0-55d2 r-xp 00001000 fe:01 1234   /bin/a\\012b (deleted)\nSize: 4 kB\n\
+                     VmFlags: rd ex mr mw me \n7ff0-8000 rw-p 00000000 00:00 0   [stack]\nVmFlags: rd gd\n";
+        let vmas = parse(text);
+        assert_eq!(vmas.len(), 2);
+        let Backing::File(file) = &vmas[0].backing else { panic!("a file") };
+        assert_eq!(file.path, b"/bin/a\nb (deleted)");
+        assert!(file.may_write);
+        assert_eq!((file.dev, file.ino, file.offset), (libc::makedev(0xfe, 1), 1234, 0x1000));
+        assert_eq!(vmas[1].backing, Backing::Anon);
+        assert!(vmas[1].flags.contains(VmaFlags::GROWSDOWN));
+    }
+
+    #[test]
+    fn survives_anything() {
+        for text in [&b"-"[..], b"1-2", b"2-1 rwxp 0 0:0 0", b"a-b r 0 : x", b"\xff\xfe", b"VmFlags: gd"] {
+            assert!(parse(text).is_empty());
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! `/proc/PID/status` and `/proc/PID/stat`.
+
+use super::{number, read};
+use std::io;
+
+/// `status` as text.
+pub struct Status(String);
+
+impl Status {
+    /// Reads it for a process or a thread.
+    pub fn read(pid: i32) -> io::Result<Status> {
+        Ok(Status(String::from_utf8_lossy(&read(pid, "status")?).into_owned()))
+    }
+
+    /// The rest of the line that begins with `key:`, trimmed.
+    pub fn line(&self, key: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| Some(line.strip_prefix(key)?.strip_prefix(':')?.trim()))
+    }
+
+    /// A decimal number.
+    pub fn decimal(&self, key: &str) -> Option<u64> {
+        number(&self.0, key, 10)
+    }
+
+    /// A hexadecimal mask.
+    pub fn mask(&self, key: &str) -> Option<u64> {
+        number(&self.0, key, 16)
+    }
+
+    /// All numbers of a line.
+    pub fn numbers(&self, key: &str) -> Vec<u32> {
+        let line = self.line(key).unwrap_or_default();
+        line.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+    }
+
+    /// The state's letter.
+    pub fn state(&self) -> char {
+        self.line("State").and_then(|line| line.chars().next()).unwrap_or('?')
+    }
+
+    /// PID or TID in the innermost namespace of the task.
+    pub fn inner_id(&self) -> Option<i32> {
+        self.numbers("NSpid").last().map(|&id| id as i32)
+    }
+}
+
+/// Fields of `/proc/PID/stat` by their number in proc_pid_stat(5), from 3 on.
+pub struct Stat(Vec<String>);
+
+impl Stat {
+    /// Reads it for a process or a thread.
+    pub fn read(pid: i32) -> io::Result<Stat> {
+        let text = String::from_utf8_lossy(&read(pid, "stat")?).into_owned();
+        // The name may contain anything, also `) `.
+        let tail = text.rsplit_once(')').map_or("", |(_, tail)| tail);
+        Ok(Stat(tail.split_ascii_whitespace().map(str::to_string).collect()))
+    }
+
+    /// Field `n`.
+    pub fn field(&self, n: usize) -> Option<&str> {
+        self.0.get(n.checked_sub(3)?).map(String::as_str)
+    }
+
+    /// Field `n` as a number (negative ones as the kernel's wrap).
+    pub fn number(&self, n: usize) -> Option<u64> {
+        let text = self.field(n)?;
+        text.parse::<u64>().ok().or_else(|| text.parse::<i64>().ok().map(|value| value as u64))
+    }
+}

@@ -1,0 +1,352 @@
+//! The home shepherd: traces the deputy, serves the home view, and is the arbiter of every move of its
+//! process. It starts when the process is to leave home and ends when it is home again or has ended.
+//!
+//! Threads: the main one owns ptrace and runs everything in this module; each link has two
+//! ([`super::link`]); the home view has its workers. The main thread hears of them through the inbox.
+
+mod carry;
+mod move_home;
+mod move_out;
+mod move_over;
+mod peer;
+mod record;
+mod serve;
+
+use super::control::{HomeEvent, HomeOrder, MoveFigures, TargetNode};
+use super::control_socket::ControlServer;
+use super::inbox::{Inbox, Sender};
+use super::session::{StepKind, ToHome};
+use crate::api::{ApiError, Blocker, ErrorKind};
+use crate::cluster_key::ClusterKey;
+use crate::homefs::HomeView;
+use checkpoint::deputy::{Deputy, DeputyEvent};
+use checkpoint::image::ProcessImage;
+use peer::Host;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Silence after which a host counts as lost. Longer than what the host itself allows
+/// ([`super::host::SILENCE_LIMIT`]), so that a guest cut off is stopped before home acts.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(15);
+/// How long one step of a move may take without progress.
+const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// No image data for this long: the move is given up.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
+
+/// `migd shepherd home`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct HomeArgs {
+    /// The process, at home here.
+    #[arg(long)]
+    pub pid: i32,
+    /// This node's name.
+    #[arg(long)]
+    pub name: String,
+    /// The cluster key.
+    #[arg(long)]
+    pub key: PathBuf,
+    /// Where to listen for the daemon.
+    #[arg(long)]
+    pub control: PathBuf,
+}
+
+/// What the main thread hears of.
+pub(super) enum Event {
+    Order(HomeOrder),
+    /// From the host with this connection number.
+    Message(u64, ToHome),
+    /// That host's link is gone.
+    Lost(u64, String),
+}
+
+/// Why a move came to nothing; the process runs where it was.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MoveError {
+    #[error("it cannot be moved")]
+    Blocked(Vec<Blocker>),
+    #[error("{0}")]
+    Node(String),
+    #[error("{0}")]
+    Failed(String),
+    /// The process ended meanwhile.
+    #[error("it ended while it was being moved")]
+    Ended,
+}
+
+impl MoveError {
+    fn failed(error: impl std::fmt::Display) -> MoveError {
+        MoveError::Failed(error.to_string())
+    }
+
+    fn to_api(&self, pid: i32, to: &str) -> ApiError {
+        let (kind, next, blockers) = match self {
+            MoveError::Blocked(blockers) => (
+                ErrorKind::NotMigratable,
+                "close what is named, or wait until the process has; it was not stopped".to_string(),
+                blockers.clone(),
+            ),
+            MoveError::Node(_) => {
+                (ErrorKind::NodeDown, format!("see `mosctl nodes`; is {to} up and reachable?"), Vec::new())
+            }
+            MoveError::Failed(_) => {
+                (ErrorKind::Failed, "it runs on where it was; try again, or see the log".into(), Vec::new())
+            }
+            MoveError::Ended => (ErrorKind::Failed, "nothing: the process is gone".into(), Vec::new()),
+        };
+        let why = match self {
+            MoveError::Blocked(blockers) => {
+                blockers.iter().map(|b| b.what.as_str()).collect::<Vec<_>>().join("; ")
+            }
+            other => other.to_string(),
+        };
+        ApiError { kind, what: format!("process {pid} could not be moved to {to}"), why, next, blockers }
+    }
+}
+
+/// Where the process is.
+enum Place {
+    /// At home, a process like any other.
+    Home,
+    /// Elsewhere.
+    Away(Box<Away>),
+    /// It has ended, or is lost.
+    Gone,
+}
+
+struct Away {
+    host: Host,
+    deputy: Deputy,
+    /// What was last read of it, for what the deputy must keep.
+    image: ProcessImage,
+    /// The guest has stopped, and the deputy was stopped for it.
+    stopping: Option<u8>,
+}
+
+/// The home shepherd's state.
+pub(super) struct Home {
+    args: HomeArgs,
+    key: ClusterKey,
+    inbox: Inbox<Event>,
+    sender: Sender<Event>,
+    control: ControlServer<HomeEvent>,
+    view: Option<Arc<HomeView>>,
+    carried: carry::Carried,
+    place: Place,
+    epoch: u64,
+    connections: u64,
+    /// Messages that came while a step was waited for.
+    put_off: VecDeque<Event>,
+}
+
+/// The shepherd's whole life.
+pub fn main(args: HomeArgs) -> anyhow::Result<()> {
+    let inbox = Inbox::new()?;
+    let sender = inbox.sender();
+    let orders = inbox.sender();
+    let control = ControlServer::start(&args.control, move |order| {
+        orders.push(Event::Order(order));
+    })?;
+    let key = ClusterKey::load(&args.key)?;
+    control.send(&HomeEvent::Ready);
+    let mut home = Home {
+        args,
+        key,
+        inbox,
+        sender,
+        control,
+        view: None,
+        carried: carry::Carried::default(),
+        place: Place::Home,
+        epoch: 0,
+        connections: 0,
+        put_off: VecDeque::new(),
+    };
+    home.run()?;
+    let _ = std::fs::remove_file(&home.args.control);
+    Ok(())
+}
+
+impl Home {
+    fn run(&mut self) -> anyhow::Result<()> {
+        // A shepherd whose process never leaves (the first move failed) ends after a while.
+        let mut idle_since = Instant::now();
+        loop {
+            while let Some(event) = self.put_off.pop_front().or_else(|| self.inbox.pop()) {
+                idle_since = Instant::now();
+                if self.handle(event)? {
+                    return Ok(());
+                }
+            }
+            if self.attend_deputy()? {
+                return Ok(());
+            }
+            if matches!(self.place, Place::Home) && idle_since.elapsed() > Duration::from_secs(5) {
+                self.gone("home", "it stays at home");
+                return Ok(());
+            }
+            self.inbox.wait(Instant::now() + Duration::from_millis(200), None)?;
+        }
+    }
+
+    /// Handles one event; `true`: the shepherd's work is done.
+    fn handle(&mut self, event: Event) -> anyhow::Result<bool> {
+        match event {
+            Event::Order(HomeOrder::Move { id, target, dry_run, timeout_ms }) => {
+                return Ok(self.order_move(id, target, dry_run, Duration::from_millis(timeout_ms)));
+            }
+            // A move runs to its end within its own limits; there is nothing to cancel between moves.
+            Event::Order(HomeOrder::Cancel { .. }) => {}
+            Event::Message(connection, message) => return self.serve(connection, message),
+            Event::Lost(connection, why) => return Ok(self.host_lost(connection, &why)),
+        }
+        Ok(false)
+    }
+
+    fn order_move(&mut self, id: u64, target: Option<TargetNode>, dry_run: bool, limit: Duration) -> bool {
+        let to = target.as_ref().map_or(self.args.name.clone(), |node| node.name.clone());
+        let deadline = Instant::now() + limit.max(Duration::from_secs(1));
+        let place = std::mem::replace(&mut self.place, Place::Gone);
+        let started = Instant::now();
+        let (place, result) = match (place, target) {
+            (Place::Home, Some(node)) => self.move_out(id, &node, dry_run, deadline),
+            (Place::Away(away), Some(node)) if away.host.name == node.name => (
+                Place::Away(away),
+                Err(MoveError::Failed(format!("it is on {} already", node.name))),
+            ),
+            (Place::Away(away), Some(node)) => self.move_over(id, away, &node, dry_run, deadline),
+            (Place::Away(away), None) => self.move_home(id, away, dry_run, deadline),
+            (Place::Home, None) => (Place::Home, Err(MoveError::Failed("it is at home already".into()))),
+            (Place::Gone, _) => (Place::Gone, Err(MoveError::Ended)),
+        };
+        self.place = place;
+        match result {
+            Ok(mut figures) => {
+                figures.total_us = started.elapsed().as_micros() as u64;
+                self.control.send(&HomeEvent::Moved { id, node: to, figures });
+            }
+            Err(error) => {
+                tracing::warn!(pid = self.args.pid, %to, %error, "move failed");
+                self.control.send(&HomeEvent::MoveFailed { id, error: error.to_api(self.args.pid, &to) });
+            }
+        }
+        match &self.place {
+            Place::Gone => {
+                self.gone("exited", "it ended");
+                true
+            }
+            Place::Home if self.epoch > 0 && self.view.is_none() => {
+                self.gone("home", "it is home");
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn gone(&mut self, how: &str, detail: &str) {
+        record::remove(self.args.pid);
+        self.control.send(&HomeEvent::Gone { how: how.into(), detail: detail.into() });
+        self.control.flush();
+    }
+
+    fn progress(&self, id: u64, phase: &str, bytes: u64, wire_bytes: u64) {
+        self.control.send(&HomeEvent::Progress { id, phase: phase.into(), bytes, wire_bytes });
+    }
+
+    /// Waits for a step of `epoch` from the host `connection` that `wanted` accepts.
+    fn await_step<T>(
+        &mut self,
+        connection: u64,
+        epoch: u64,
+        deadline: Instant,
+        mut wanted: impl FnMut(StepKind) -> Option<T>,
+    ) -> Result<T, MoveError> {
+        loop {
+            while let Some(event) = self.inbox.pop() {
+                match event {
+                    Event::Message(from, ToHome::Move(step)) if from == connection && step.epoch == epoch => {
+                        if let StepKind::Failed { blockers, why } = step.kind {
+                            return Err(if blockers.is_empty() {
+                                MoveError::Failed(why)
+                            } else {
+                                MoveError::Blocked(blockers)
+                            });
+                        }
+                        if let Some(found) = wanted(step.kind) {
+                            return Ok(found);
+                        }
+                    }
+                    Event::Lost(from, why) if from == connection => {
+                        self.put_off.push_back(Event::Lost(from, why.clone()));
+                        return Err(MoveError::Node(format!("the link was lost: {why}")));
+                    }
+                    // A guest that waits for an answer cannot be frozen: answered at once.
+                    Event::Message(from, ToHome::Ask { id, question }) => self.answer(from, id, question),
+                    other => self.put_off.push_back(other),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(MoveError::Node("the other node did not answer in time".into()));
+            }
+            self.inbox.wait(deadline.min(Instant::now() + Duration::from_millis(100)), None)
+                .map_err(MoveError::failed)?;
+        }
+    }
+
+    fn next_epoch(&mut self) -> u64 {
+        self.epoch += 1;
+        self.epoch
+    }
+
+    /// Looks at the deputy; `true`: the shepherd's work is done.
+    fn attend_deputy(&mut self) -> anyhow::Result<bool> {
+        // Bounded, so that a flood of signals cannot keep orders waiting.
+        for _ in 0..256 {
+            let Place::Away(away) = &mut self.place else { return Ok(false) };
+            let event = match away.deputy.poll() {
+                Ok(Some(event)) => event,
+                Ok(None) => return Ok(false),
+                Err(error) => {
+                    tracing::error!(pid = self.args.pid, %error, "the deputy cannot be handled");
+                    return Ok(self.deputy_died("the deputy is gone"));
+                }
+            };
+            match event {
+                DeputyEvent::Signal(info) => away.pass_signal(&info)?,
+                DeputyEvent::Stopped(signal) => away.stopped(signal),
+                DeputyEvent::Continued => away.stopping = None,
+                DeputyEvent::Died(status) => {
+                    return Ok(self.deputy_died(&format!("its deputy was killed (status {status:#x})")));
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn deputy_died(&mut self, detail: &str) -> bool {
+        if let Place::Away(away) = std::mem::replace(&mut self.place, Place::Gone) {
+            away.host.kill_guest();
+            away.host.link.close();
+        }
+        self.gone("exited", detail);
+        true
+    }
+}
+
+/// What a move has cost so far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Freeze(Instant);
+
+impl Freeze {
+    fn figures(self, sent: super::session::SendFigures) -> MoveFigures {
+        MoveFigures {
+            bytes: sent.bytes,
+            wire_bytes: sent.wire_bytes,
+            pages: sent.pages,
+            rounds: 1,
+            total_us: 0,
+            freeze_us: self.0.elapsed().as_micros() as u64,
+        }
+    }
+}
