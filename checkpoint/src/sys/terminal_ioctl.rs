@@ -31,10 +31,10 @@ const BUFFER: usize = 256;
 pub fn argument(request: u32) -> Option<Argument> {
     use Argument::{In, Out, Value};
     Some(match request {
-        0x5401 => Out(TERMIOS),                                          // TCGETS
-        0x5402..=0x5404 => In(TERMIOS),                                  // TCSETS, W, F
-        0x5405 => Out(TERMIO),                                           // TCGETA
-        0x5406..=0x5408 => In(TERMIO),                                   // TCSETA, W, F
+        0x5401 => Out(TERMIOS),                                                   // TCGETS
+        0x5402..=0x5404 => In(TERMIOS),                                           // TCSETS, W, F
+        0x5405 => Out(TERMIO),                                                    // TCGETA
+        0x5406..=0x5408 => In(TERMIO),                                            // TCSETA, W, F
         0x5409..=0x540d => Value, // TCSBRK, TCXONC, TCFLSH, TIOCEXCL, TIOCNXCL
         0x5413 => Out(WINSIZE),   // TIOCGWINSZ
         0x5414 => In(WINSIZE),    // TIOCSWINSZ
@@ -56,12 +56,7 @@ pub fn needs_foreground(request: u32) -> bool {
 
 /// Makes a request: `value` or `bytes` according to [`argument`]. Gives the result and the bytes
 /// written. `ENOTTY`: not a request of the list.
-pub fn call(
-    file: BorrowedFd<'_>,
-    request: u32,
-    value: u64,
-    bytes: &[u8],
-) -> Result<(i64, Vec<u8>), Errno> {
+pub fn call(file: BorrowedFd<'_>, request: u32, value: u64, bytes: &[u8]) -> Result<(i64, Vec<u8>), Errno> {
     let argument = argument(request).ok_or(Errno::ENOTTY)?;
     let mut buffer = [0u8; BUFFER];
     let word = match argument {

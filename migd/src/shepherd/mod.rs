@@ -5,3 +5,5 @@ pub mod guest_init;
 pub mod inbox;
 pub mod link;
 pub mod session;
+pub mod supervisor;
+pub mod terminal;

@@ -183,11 +183,7 @@ pub fn mounted(root: &Path, join: Join, test: impl FnOnce(&Mounted) + Send + 'st
     mounted_with(root, join, Arc::new(migd::homefs::host::NoHooks), test);
 }
 
-fn join_by_calls(
-    home: &Arc<HomeView>,
-    device: OwnedFd,
-    hooks: Arc<dyn HostHooks>,
-) -> (Arc<HostView>, u64) {
+fn join_by_calls(home: &Arc<HomeView>, device: OwnedFd, hooks: Arc<dyn HostHooks>) -> (Arc<HostView>, u64) {
     let back = Arc::new(ToHost::default());
     let connection = home.connect(back.clone());
     let there = Arc::new(ToHome { home: home.clone(), connection: OnceLock::from(connection) });
@@ -196,11 +192,7 @@ fn join_by_calls(
     (host, connection)
 }
 
-fn join_by_tcp(
-    home: &Arc<HomeView>,
-    device: OwnedFd,
-    hooks: Arc<dyn HostHooks>,
-) -> (Arc<HostView>, u64) {
+fn join_by_tcp(home: &Arc<HomeView>, device: OwnedFd, hooks: Arc<dyn HostHooks>) -> (Arc<HostView>, u64) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
     let a = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
     let b = listener.accept().expect("accept").0;

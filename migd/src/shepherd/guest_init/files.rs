@@ -7,6 +7,7 @@ use super::mounts::inside_dev;
 use super::protocol::Setup;
 use anyhow::{Context, Result, bail};
 use checkpoint::image::{FileKind, FilesImage, OpenFile};
+use checkpoint::restore::make_local;
 use checkpoint::sys::close_range::{close_range, place};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -84,10 +85,10 @@ pub fn lift(file: OwnedFd, base: i32) -> Result<i32> {
 fn open_file(file: &OpenFile, setup: &Setup) -> Result<OwnedFd> {
     match &file.kind {
         FileKind::Foreign { handle } => open_foreign(file, *handle, setup),
-        FileKind::LocalDevice => {
-            let name = inside_dev(&file.link).context("a device that is not below /dev")?;
-            Ok(open(&PathBuf::from("/dev").join(name), flags_of(file), Mode::empty())?)
-        }
+        FileKind::LocalDevice
+        | FileKind::EventFd { .. }
+        | FileKind::TimerFd { .. }
+        | FileKind::SignalFd { .. } => Ok(make_local(file)?),
         _ => bail!("this kind of file cannot be made on another node"),
     }
 }
