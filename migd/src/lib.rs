@@ -1,5 +1,8 @@
 //! The node daemon and the shepherds, as a library, so that tools and tests can use their types.
+#![forbid(unsafe_code)]
 
 pub mod api;
+pub mod client;
+pub mod cluster_key;
 pub mod homefs;
 pub mod shepherd;

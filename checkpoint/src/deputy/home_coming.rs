@@ -89,11 +89,12 @@ impl Deputy {
 
     /// Takes what is pending on those threads: (TID, siginfo), oldest first of each.
     pub fn thread_signals(self, tids: &[i32]) -> Result<(Tracee, Vec<(i32, SigInfo)>), TraceeError> {
-        let mut tracee = self.freeze()?;
+        let (mut tracee, caught) = self.freeze()?;
         let scratch = tracee.scratch();
         let (stub_at, _) =
             tracee.stub_range().ok_or(TraceeError::Unfit { pid: tracee.pid(), what: "it has no stub" })?;
-        let mut out = Vec::new();
+        let pid = tracee.pid();
+        let mut out: Vec<(i32, SigInfo)> = caught.into_iter().map(|info| (pid, info)).collect();
         for &tid in tids {
             let Some(i) = tracee.index_of(tid) else { continue };
             // Bounded by the kernel's own limit on queued signals, and by this.

@@ -19,6 +19,7 @@ pub use home_coming::{drain_pending, reconcile_threads, requeue_signal, take_slo
 use crate::sys::ptrace::{self, Regs, SIGINFO_LEN, Stop, SyscallSide};
 use crate::tracee::{ALL_SIGNALS, STOP_LIMIT, Tracee, TraceeError, stub};
 use nix::errno::Errno;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// A `siginfo_t` as the kernel keeps it.
@@ -50,6 +51,8 @@ pub struct Deputy {
     mem: std::fs::File,
     /// A signal is in the slot and not yet passed on.
     holding: bool,
+    /// Caught while something else was done with the leader; told by the next [`Deputy::poll`].
+    caught: VecDeque<SigInfo>,
     stopped: bool,
     not_send: std::marker::PhantomData<*const ()>,
 }
@@ -89,6 +92,9 @@ impl Deputy {
 
     /// The next thing that has happened, if any; never blocks. A SIGCHLD tells that there may be one.
     pub fn poll(&mut self) -> Result<Option<DeputyEvent>, TraceeError> {
+        if let Some(info) = self.caught.pop_front() {
+            return Ok(Some(DeputyEvent::Signal(Box::new(info))));
+        }
         // Stops that mean nothing to the caller are passed; they cannot come without end because
         // each is caused by one of the caller's own actions or by one signal.
         for _ in 0..64 {
@@ -217,15 +223,19 @@ impl Deputy {
     }
 
     /// Freezes it again, for the home-coming: gives a [`Tracee`] with the stub in place.
-    pub fn freeze(mut self) -> Result<Tracee, TraceeError> {
+    ///
+    /// Gives the signals too that it had caught and that nobody was told of.
+    pub fn freeze(mut self) -> Result<(Tracee, Vec<SigInfo>), TraceeError> {
         self.interrupted()?;
+        self.enter_park_loop()?;
         ptrace::detach(self.pid, 0).map_err(|e| self.kernel("PTRACE_DETACH", e))?;
-        Tracee::freeze(self.pid)
+        Ok((Tracee::freeze(self.pid)?, self.caught.into()))
     }
 
-    /// Brings the leader to an event stop (or a system-call stop with a caught signal).
+    /// Brings the leader to a stop; a signal that it catches on the way is kept for later.
     fn interrupted(&mut self) -> Result<(), TraceeError> {
         if self.holding {
+            self.keep_caught()?;
             return Ok(());
         }
         ptrace::interrupt(self.pid).map_err(|e| self.kernel("PTRACE_INTERRUPT", e))?;
@@ -235,7 +245,7 @@ impl Deputy {
                 Some(Stop::Event | Stop::Group(_)) => return Ok(()),
                 Some(Stop::Syscall) if self.caught()?.is_some() => {
                     self.holding = true;
-                    return Ok(());
+                    return self.keep_caught();
                 }
                 Some(Stop::Gone(_)) => return Err(TraceeError::Died { tid: self.pid }),
                 Some(Stop::Signal(signal)) => self.go(signal)?,
@@ -248,6 +258,27 @@ impl Deputy {
             millis: STOP_LIMIT.as_millis() as u64,
             wchan: String::new(),
         })
+    }
+
+    fn keep_caught(&mut self) -> Result<(), TraceeError> {
+        self.caught.extend(self.slot()?);
+        self.write(stub::SLOT, &[0; SIGINFO_LEN])?;
+        self.holding = false;
+        Ok(())
+    }
+
+    /// Closes descriptors that the guest has closed: at home somebody may wait for that end.
+    pub fn close_fds(&mut self, fds: &[i32]) -> Result<(), TraceeError> {
+        if self.stopped || fds.is_empty() {
+            // It runs nothing while it is stopped; the home-coming closes them as well.
+            return Ok(());
+        }
+        self.interrupted()?;
+        for &fd in fds {
+            self.inject(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0])?;
+        }
+        self.enter_park_loop()?;
+        self.go(0)
     }
 
     /// Sets the default action of `signal`, sends it to the leader and unblocks just it.

@@ -5,6 +5,7 @@ use crate::image::{Backing, ProcessImage};
 use crate::sys::ptrace::{self, SIGINFO_LEN};
 use crate::tracee::stub::{self, PAGE, Phase};
 use crate::tracee::{ALL_SIGNALS, Tracee, TraceeError};
+use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::marker::PhantomData;
 
@@ -65,7 +66,16 @@ impl Deputy {
         for &tid in &tids[1..] {
             ptrace::detach(tid, 0).map_err(|e| TraceeError::kernel("PTRACE_DETACH", tid, e))?;
         }
-        let deputy = Deputy { pid, tids, stub, mem, holding: false, stopped, not_send: PhantomData };
+        let deputy = Deputy {
+            pid,
+            tids,
+            stub,
+            mem,
+            holding: false,
+            caught: VecDeque::new(),
+            stopped,
+            not_send: PhantomData,
+        };
         deputy.go(0)?;
         Ok(deputy)
     }

@@ -15,8 +15,8 @@ use std::os::unix::fs::MetadataExt;
 pub struct Carried {
     /// The deputy's own descriptors that stand for a handle.
     pub fds: BTreeMap<i32, u64>,
-    /// Positions and flags as they were at departure, by handle.
-    pub departed: BTreeMap<u64, (u64, u32)>,
+    /// Handles whose position is shared with other processes at home.
+    pub shared: BTreeSet<u64>,
 }
 
 impl Home {
@@ -32,8 +32,10 @@ impl Home {
                 image.files.fds.iter().filter(|fd| fd.file as usize == index).map(|fd| fd.fd).collect();
             let Some(&first) = fds.first() else { continue };
             let copy = pidfd_getfd(pidfd.as_fd(), first).map_err(MoveError::failed)?;
-            let handle = view.add_handle(copy, kind);
-            self.carried.departed.insert(handle, (file.pos, file.flags));
+            let handle = view.add_handle(copy, kind).map_err(MoveError::failed)?;
+            if kind == (HandleKind::Regular { shared_position: true }) {
+                self.carried.shared.insert(handle);
+            }
             self.carried.fds.extend(fds.into_iter().map(|fd| (fd, handle)));
             file.kind = FileKind::Foreign { handle };
         }
@@ -54,11 +56,13 @@ impl Home {
                 None => {
                     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
                     let opened = fs::File::open(&link).map_err(|error| {
-                        MoveError::Failed(format!("a mapped file whose name is gone cannot be opened: {error}"))
+                        MoveError::Failed(format!(
+                            "a mapped file whose name is gone cannot be opened: {error}"
+                        ))
                     })?;
                     let kind = HandleKind::Regular { shared_position: false };
-                    let handle = view.add_handle(OwnedFd::from(opened), kind);
-                    let path = view.token_path(handle).into_os_string().into_vec();
+                    let handle = view.add_handle(OwnedFd::from(opened), kind).map_err(MoveError::failed)?;
+                    let path = view.handle_path(handle).into_os_string().into_vec();
                     known.insert((file.dev, file.ino), path.clone());
                     path
                 }

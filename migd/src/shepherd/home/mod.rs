@@ -52,8 +52,12 @@ pub struct HomeArgs {
     pub control: PathBuf,
 }
 
+pub(in crate::shepherd) use move_out::send_image;
+
 /// What the main thread hears of.
 pub(super) enum Event {
+    /// No host has this handle open any more.
+    Closed(u64),
     Order(HomeOrder),
     /// From the host with this connection number.
     Message(u64, ToHome),
@@ -132,6 +136,7 @@ pub(super) struct Home {
     sender: Sender<Event>,
     control: ControlServer<HomeEvent>,
     view: Option<Arc<HomeView>>,
+    token: [u8; 16],
     carried: carry::Carried,
     place: Place,
     epoch: u64,
@@ -157,6 +162,7 @@ pub fn main(args: HomeArgs) -> anyhow::Result<()> {
         sender,
         control,
         view: None,
+        token: [0; 16],
         carried: carry::Carried::default(),
         place: Place::Home,
         epoch: 0,
@@ -198,6 +204,7 @@ impl Home {
             }
             // A move runs to its end within its own limits; there is nothing to cancel between moves.
             Event::Order(HomeOrder::Cancel { .. }) => {}
+            Event::Closed(handle) => self.handle_closed(handle),
             Event::Message(connection, message) => return self.serve(connection, message),
             Event::Lost(connection, why) => return Ok(self.host_lost(connection, &why)),
         }
@@ -211,10 +218,9 @@ impl Home {
         let started = Instant::now();
         let (place, result) = match (place, target) {
             (Place::Home, Some(node)) => self.move_out(id, &node, dry_run, deadline),
-            (Place::Away(away), Some(node)) if away.host.name == node.name => (
-                Place::Away(away),
-                Err(MoveError::Failed(format!("it is on {} already", node.name))),
-            ),
+            (Place::Away(away), Some(node)) if away.host.name == node.name => {
+                (Place::Away(away), Err(MoveError::Failed(format!("it is on {} already", node.name))))
+            }
             (Place::Away(away), Some(node)) => self.move_over(id, away, &node, dry_run, deadline),
             (Place::Away(away), None) => self.move_home(id, away, dry_run, deadline),
             (Place::Home, None) => (Place::Home, Err(MoveError::Failed("it is at home already".into()))),
@@ -289,7 +295,8 @@ impl Home {
             if Instant::now() >= deadline {
                 return Err(MoveError::Node("the other node did not answer in time".into()));
             }
-            self.inbox.wait(deadline.min(Instant::now() + Duration::from_millis(100)), None)
+            self.inbox
+                .wait(deadline.min(Instant::now() + Duration::from_millis(100)), None)
                 .map_err(MoveError::failed)?;
         }
     }

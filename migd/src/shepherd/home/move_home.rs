@@ -10,10 +10,9 @@ use checkpoint::deputy::{self, Deputy, SigInfo};
 use checkpoint::image::stream::{Item, StreamReader};
 use checkpoint::image::{FileKind, OpenFile, ProcessImage};
 use checkpoint::restore::{self, FileSource, Rebuild, RebuildOptions};
-use checkpoint::sys::fd::own;
 use checkpoint::tracee::Tracee;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 impl Home {
@@ -29,8 +28,11 @@ impl Home {
         self.progress(id, "freezing", 0, 0);
         let freeze = Freeze(Instant::now());
         host.queue.reset();
-        let asked = host.step(epoch, StepKind::Freeze);
-        let result = asked.and_then(|()| self.receive_home(id, &host, deputy, epoch, dry_run, deadline));
+        let hold = self.view.as_ref().map(|view| view.hold());
+        let result = match host.step(epoch, StepKind::Freeze) {
+            Ok(()) => self.receive_home(id, &host, deputy, epoch, dry_run, deadline),
+            Err(error) => Err((error, Some(deputy))),
+        };
         let (tracee, sent) = match result {
             Ok(done) => done,
             Err((error, parked)) => {
@@ -46,13 +48,10 @@ impl Home {
         self.progress(id, "committing", sent.bytes, sent.wire_bytes);
         let node = self.args.name.clone();
         let _ = record::commit(&Record { pid: self.args.pid, epoch, node });
-        let stopped = stopping.is_some();
         let released = tracee.release();
         let figures = freeze.figures(sent);
-        if !stopped {
-            // The deputy may have been continued while its guest was frozen; nothing to do then.
-        }
         let _ = host.step(epoch, StepKind::Forget);
+        drop(hold);
         if let Some(view) = self.view.take() {
             view.disconnect(host.view_connection);
             view.release_all();
@@ -89,11 +88,11 @@ impl Home {
             Err(error) => return Err((self.refusal(host, epoch, error), Some(deputy))),
         };
         self.progress(id, "copying", 0, 0);
-        let mut tracee = match deputy.freeze() {
-            Ok(tracee) => tracee,
+        let (mut tracee, caught) = match deputy.freeze() {
+            Ok(frozen) => frozen,
             Err(error) => return Err((from_tracee(error), None)),
         };
-        let filled = self.refill(&mut tracee, &image, &mut stream, deadline).and_then(|()| {
+        let filled = self.refill(&mut tracee, &image, caught, &mut stream, deadline).and_then(|()| {
             let limit = deadline.min(Instant::now() + STEP_LIMIT);
             self.await_step(host.number, epoch, limit, |step| match step {
                 StepKind::Sent { figures } => Some(figures),
@@ -102,7 +101,10 @@ impl Home {
         });
         match filled {
             Ok(sent) if !dry_run => Ok((tracee, sent)),
-            Ok(_) => Err((MoveError::Failed("a dry run: everything was done but the commit".into()), park(tracee, &image))),
+            Ok(_) => Err((
+                MoveError::Failed("a dry run: everything was done but the commit".into()),
+                park(tracee, &image),
+            )),
             Err(error) => Err((error, park(tracee, &image))),
         }
     }
@@ -111,7 +113,9 @@ impl Home {
     fn refusal(&mut self, host: &super::peer::Host, epoch: u64, error: impl std::fmt::Display) -> MoveError {
         let told = self.await_step(host.number, epoch, Instant::now(), |_| None::<()>);
         match told {
-            Err(MoveError::Node(_)) | Ok(()) => MoveError::Failed(format!("the image did not arrive: {error}")),
+            Err(MoveError::Node(_)) | Ok(()) => {
+                MoveError::Failed(format!("the image did not arrive: {error}"))
+            }
             Err(told) => told,
         }
     }
@@ -120,12 +124,13 @@ impl Home {
         &mut self,
         tracee: &mut Tracee,
         image: &ProcessImage,
+        mut queued: Vec<SigInfo>,
         stream: &mut StreamReader<ImageReader>,
         deadline: Instant,
     ) -> Result<(), MoveError> {
         let tids: Vec<i32> = image.threads.iter().map(|thread| thread.tid).collect();
         deputy::reconcile_threads(tracee, &tids).map_err(from_tracee)?;
-        let queued = take_signals(tracee)?;
+        queued.extend(take_signals(tracee)?);
         self.place_files(tracee, image)?;
         let options = RebuildOptions::deputy();
         let mut files = ByPath;
@@ -162,10 +167,16 @@ impl Home {
             if opened.contains_key(&fd.file) {
                 continue;
             }
+            if matches!(file.kind, FileKind::Epoll { .. }) {
+                continue; // made by the rebuild
+            }
             let ours = match &file.kind {
                 FileKind::Foreign { handle } => {
                     let ours = view.handle_file(*handle).ok_or_else(|| {
-                        MoveError::Failed(format!("descriptor {} stands for a file that is closed at home", fd.fd))
+                        MoveError::Failed(format!(
+                            "descriptor {} stands for a file that is closed at home",
+                            fd.fd
+                        ))
                     })?;
                     self.settle(&ours, *handle, file);
                     ours
@@ -191,7 +202,7 @@ impl Home {
     fn settle(&self, ours: &OwnedFd, handle: u64, file: &OpenFile) {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};
         const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
-        let shared = self.view.as_ref().is_some_and(|view| view.shares_position(handle));
+        let shared = self.carried.shared.contains(&handle);
         if !shared {
             // Streams answer ESPIPE, which is right.
             let _ = nix::unistd::lseek(ours, file.pos as i64, nix::unistd::Whence::SeekSet);
@@ -230,9 +241,4 @@ impl FileSource for ByPath {
     ) -> Result<i32, checkpoint::restore::RestoreError> {
         restore::open_inside(tracee, &file.path, writable)
     }
-}
-
-#[allow(dead_code)]
-fn _types(fd: i32) -> i32 {
-    own(fd).as_raw_fd()
 }

@@ -2,21 +2,21 @@
 
 use super::super::control::TargetNode;
 use super::super::link::ImageWriter;
-use super::super::session::{self, SendFigures, StepKind, ToHost, Welcome};
-use super::record::{self, Record};
-use super::{Away, Freeze, Home, MoveError, Place, STALL_LIMIT, STEP_LIMIT};
+use super::super::session::{self, SendFigures, StepKind, Welcome};
 use super::peer::Host;
+use super::record::{self, Record};
+use super::{Away, Event, Freeze, Home, MoveError, Place, STALL_LIMIT, STEP_LIMIT};
 use crate::homefs::HomeView;
 use crate::shepherd::control::MoveFigures;
 use crate::shepherd::preflight;
 use checkpoint::deputy::Deputy;
+use checkpoint::image::ProcessImage;
 use checkpoint::image::stream::{Options, StreamWriter};
-use checkpoint::image::{FileKind, ProcessImage};
 use checkpoint::tracee::{Tracee, TraceeError};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 impl Home {
     pub(super) fn move_out(
@@ -69,9 +69,8 @@ impl Home {
         host.welcome(self.welcome(terminal.clone())?)?;
         host.step(epoch, StepKind::Prepare)?;
         let limit = deadline.min(Instant::now() + STEP_LIMIT);
-        let prepared = self.await_step(host.number, epoch, limit, |step| {
-            matches!(step, StepKind::Prepared).then_some(())
-        });
+        let prepared = self
+            .await_step(host.number, epoch, limit, |step| matches!(step, StepKind::Prepared).then_some(()));
         if let Err(error) = prepared {
             host.abort(epoch, &error.to_string());
             host.link.close();
@@ -90,24 +89,27 @@ impl Home {
         let groups = preflight::supplementary_groups(pid).map_err(MoveError::failed)?;
         let token: [u8; 16] = rand::random();
         let view = HomeView::new(OwnedFd::from(root), groups, token).map_err(MoveError::failed)?;
-        view.set_deputy(pid);
+        view.set_deputy(pid).map_err(MoveError::failed)?;
+        let closed = self.sender.clone();
+        view.set_on_closed(move |handle| {
+            closed.push(Event::Closed(handle));
+        });
+        self.token = token;
         self.view = Some(std::sync::Arc::clone(&view));
         Ok(view)
     }
 
     /// Its controlling terminal, if it has one: opened here, to stand for `/dev/tty` there.
-    fn terminal(&self, view: &HomeView) -> Option<(Vec<u8>, u64)> {
+    pub(super) fn terminal(&self, view: &HomeView) -> Option<(Vec<u8>, u64)> {
         let path = preflight::controlling_terminal(self.args.pid)?;
         let flags = libc::O_NOCTTY | libc::O_CLOEXEC;
-        let file =
-            fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).ok()?;
-        let handle = view.add_handle(OwnedFd::from(file), crate::homefs::HandleKind::Stream);
+        let file = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).ok()?;
+        let handle = view.add_handle(OwnedFd::from(file), crate::homefs::HandleKind::Stream).ok()?;
         Some((path.into_bytes(), handle))
     }
 
     pub(super) fn welcome(&self, terminal: Option<(Vec<u8>, u64)>) -> Result<Welcome, MoveError> {
         let pid = self.args.pid;
-        let view = self.view.as_ref().ok_or_else(|| MoveError::Failed("there is no home view".into()))?;
         let pid_max = preflight::pid_max();
         Ok(Welcome {
             version: session::VERSION,
@@ -117,7 +119,7 @@ impl Home {
             command: preflight::command_line(pid),
             utsname: preflight::utsname(),
             clocks_ns: preflight::clocks_ns(),
-            token: view.token(),
+            token: self.token,
             terminal,
             tid_base: preflight::tid_base(pid, pid_max),
             pid_max,
@@ -163,9 +165,7 @@ impl Home {
         }
         let running = host.step(epoch, StepKind::Commit).and_then(|()| {
             let limit = Instant::now() + STEP_LIMIT;
-            self.await_step(host.number, epoch, limit, |step| {
-                matches!(step, StepKind::Running).then_some(())
-            })
+            self.await_step(host.number, epoch, limit, |step| matches!(step, StepKind::Running).then_some(()))
         });
         if let Err(error) = running {
             // It may run there, or not. What it does reaches the world only through us, and we have
@@ -236,19 +236,3 @@ pub(super) fn from_tracee(error: TraceeError) -> MoveError {
         other => MoveError::failed(other),
     }
 }
-
-/// Whether a file is remade on each node rather than carried.
-pub(super) fn is_local(kind: &FileKind) -> bool {
-    !matches!(kind, FileKind::Foreign { .. })
-}
-
-impl Home {
-    /// For a message whose loss the link's own loss will tell.
-    pub(super) fn tell_host(&self, message: &ToHost) {
-        if let Place::Away(away) = &self.place {
-            let _ = away.host.tell(message);
-        }
-    }
-}
-
-const _: () = assert!(STEP_LIMIT.as_secs() >= Duration::from_secs(1).as_secs());

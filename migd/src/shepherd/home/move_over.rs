@@ -23,6 +23,7 @@ impl Home {
             Ok(target) => target,
             Err(error) => return (Place::Away(away), Err(error)),
         };
+        let hold = self.view.as_ref().map(|view| view.hold());
         let freeze = Freeze(Instant::now());
         let result = self.transfer_over(id, &away.host, &target, epoch, dry_run, deadline);
         away.host.end_relay(&target);
@@ -33,6 +34,7 @@ impl Home {
                 if let Some(view) = &self.view {
                     view.disconnect(away.host.view_connection);
                 }
+                drop(hold);
                 // The source ends by itself when it has read that.
                 let old = std::mem::replace(&mut away.host, target);
                 self.retire(old);
@@ -58,9 +60,8 @@ impl Home {
         target.welcome(self.welcome(terminal)?)?;
         target.step(epoch, StepKind::Prepare)?;
         let limit = deadline.min(Instant::now() + STEP_LIMIT);
-        let prepared = self.await_step(target.number, epoch, limit, |step| {
-            matches!(step, StepKind::Prepared).then_some(())
-        });
+        let prepared = self
+            .await_step(target.number, epoch, limit, |step| matches!(step, StepKind::Prepared).then_some(()));
         match prepared {
             Ok(()) => Ok(target),
             Err(error) => {
@@ -100,9 +101,8 @@ impl Home {
             .map_err(|error| MoveError::Failed(format!("the commit could not be recorded: {error}")))?;
         target.step(epoch, StepKind::Commit)?;
         let limit = Instant::now() + STEP_LIMIT;
-        let running = self.await_step(target.number, epoch, limit, |step| {
-            matches!(step, StepKind::Running).then_some(())
-        });
+        let running = self
+            .await_step(target.number, epoch, limit, |step| matches!(step, StepKind::Running).then_some(()));
         if running.is_err() {
             // As in move_out: the target is fenced by our silence, and throws its copy away.
             target.link.close();

@@ -132,18 +132,11 @@ impl Host {
         };
         let config = key.client_config().map_err(|e| down(&e))?;
         let name = crate::cluster_key::server_name();
-        let link = Link::connect(stream, config, name, SILENCE_LIMIT, Box::new(sink)).map_err(|e| down(&e))?;
+        let link =
+            Link::connect(stream, config, name, SILENCE_LIMIT, Box::new(sink)).map_err(|e| down(&e))?;
         let connection = view.connect(Arc::new(LinkWire(link.clone())));
         let _ = view_connection.set(connection);
-        Ok(Host {
-            name: node.name.clone(),
-            number,
-            view_connection: connection,
-            link,
-            queue,
-            credits,
-            relay,
-        })
+        Ok(Host { name: node.name.clone(), number, view_connection: connection, link, queue, credits, relay })
     }
 
     /// Sends one message.

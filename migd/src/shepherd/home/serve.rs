@@ -87,6 +87,19 @@ impl Home {
         }
     }
 
+    /// The guest has closed a file of the deputy's for good.
+    pub(super) fn handle_closed(&mut self, handle: u64) {
+        let fds: Vec<i32> =
+            self.carried.fds.iter().filter(|&(_, &of)| of == handle).map(|(&fd, _)| fd).collect();
+        let Place::Away(away) = &mut self.place else { return };
+        for fd in &fds {
+            self.carried.fds.remove(fd);
+        }
+        if let Err(error) = away.deputy.close_fds(&fds) {
+            tracing::warn!(%error, "the deputy's descriptors could not be closed");
+        }
+    }
+
     /// Takes leave of a host that has nothing of ours any more.
     pub(super) fn retire(&self, host: Host) {
         host.link.close();

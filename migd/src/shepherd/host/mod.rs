@@ -37,8 +37,6 @@ pub const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 pub const LEASE_LIMIT: Duration = Duration::from_secs(2);
 /// How long home may take between its steps of a move.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
-/// No image data for this long: the move is given up.
-const STALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// `migd shepherd host`.
 #[derive(Debug, Clone, clap::Args)]

@@ -1,15 +1,15 @@
 //! The target's side of a move: a place, a process in it, and its release at the commit.
 
-use super::super::guest_init::{self, GuestHouse, Setup};
+use super::super::guest_init::{GuestHouse, Setup};
 use super::super::link::ImageReader;
 use super::super::session::StepKind;
 use super::super::supervisor::{self, Supervisor};
-use super::{Guest, Host, Next, STALL_LIMIT, STEP_LIMIT};
+use super::{Guest, Host, Next, STEP_LIMIT};
 use crate::homefs::HostView;
 use crate::shepherd::preflight;
 use anyhow::{Context, bail};
+use checkpoint::image::MappedFile;
 use checkpoint::image::stream::{Item, StreamReader};
-use checkpoint::image::{MappedFile, ProcessImage};
 use checkpoint::restore::{self, FileSource, Rebuild, RebuildOptions, RestoreError};
 use checkpoint::tracee::Tracee;
 use std::os::fd::OwnedFd;
@@ -63,11 +63,9 @@ impl Host {
             return Ok(Next::End(format!("the move was given up: {why}")));
         }
         let pid = tracee.pid();
-        let stopped = tracee.group_stop();
         let hooks = self.supervisor_hooks();
         let supervisor = Supervisor::start(listener, pid, hooks).context("supervising the guest")?;
         tracee.release().context("letting the guest run")?;
-        let _ = stopped;
         self.guest = Some(Guest { pid, supervisor });
         self.reply(epoch, StepKind::Running);
         self.tell_daemon("running", Some(pid));
@@ -101,9 +99,6 @@ impl Host {
         }
         let listener = supervisor::install(rebuild.tracee(), image.pid).context("installing the filter")?;
         rebuild.finish().context("rebuilding the guest's state")?;
-        let _ = STALL_LIMIT;
-        let _: &ProcessImage = &image;
-        let _ = guest_init::VERSION;
         Ok((tracee, listener))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::home::send_image;
 use super::super::session::{SendFigures, StepKind};
-use super::{Host, Next, STEP_LIMIT};
+use super::{Host, Next};
 use crate::homefs;
 use crate::shepherd::preflight;
 use anyhow::Context;
@@ -38,8 +38,7 @@ impl Host {
             }
         }
         let deadline = Instant::now() + VERDICT_LIMIT;
-        let verdict =
-            self.await_step(epoch, deadline, |step| matches!(step, StepKind::Forget).then_some(()));
+        let verdict = self.await_step(epoch, deadline, |step| matches!(step, StepKind::Forget).then_some(()));
         match verdict {
             Ok(()) => {
                 self.guest = None;
@@ -74,7 +73,6 @@ impl Host {
         let plain = |error: anyhow::Error| (error, Vec::new());
         let mut image = checkpoint::dump::read_state(tracee)
             .map_err(|error| plain(anyhow::Error::new(error).context("reading the guest's state")))?;
-        preflight::as_known_inside(tracee, &mut image).map_err(plain)?;
         name_handles(tracee.pid(), &mut image).map_err(plain)?;
         let blockers = preflight::blockers_of_image(&image);
         if !blockers.is_empty() {
@@ -101,5 +99,3 @@ fn name_handles(pid: i32, image: &mut ProcessImage) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-const _: Duration = STEP_LIMIT;

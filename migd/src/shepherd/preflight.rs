@@ -1,0 +1,139 @@
+//! What is asked about a process before and during a move, without stopping it.
+
+use crate::api::{Blocker, Explanation};
+use checkpoint::image::ProcessImage;
+use checkpoint::inventory::{self, InventoryError, Rules};
+use checkpoint::proc::status::{Stat, Status};
+use checkpoint::tracee::Tracee;
+use nix::time::{ClockId, clock_gettime};
+use std::fs;
+use std::io;
+
+/// Bytes a second that a move is taken to carry, for predictions: a plain stream over a fast link.
+const ASSUMED_RATE: u64 = 600 << 20;
+/// Freeze time that does not depend on the memory, ms.
+const FIXED_MS: u64 = 15;
+
+fn named(blockers: Vec<inventory::Blocker>) -> Vec<Blocker> {
+    blockers.into_iter().map(|b| Blocker { kind: b.kind.into(), what: b.what }).collect()
+}
+
+/// Why a process cannot be moved; empty: it can.
+pub fn blockers(pid: i32) -> Result<Vec<Blocker>, InventoryError> {
+    Ok(named(inventory::inspect(pid, Rules::Homed)?.blockers))
+}
+
+/// The same of an image that was just read.
+pub fn blockers_of_image(image: &ProcessImage) -> Vec<Blocker> {
+    let mut blockers = named(inventory::image_blockers(image, Rules::Homed));
+    if image.fs.cwd_deleted {
+        let what =
+            format!("its working directory {} has been removed", String::from_utf8_lossy(&image.fs.cwd));
+        blockers.push(Blocker { kind: "fd".into(), what });
+    }
+    blockers
+}
+
+/// Blockers and a prediction, for `migrate --explain`.
+pub fn explain(pid: i32, to: &str) -> Result<Explanation, InventoryError> {
+    let found = inventory::inspect(pid, Rules::Homed)?;
+    let ms = found.bytes * 1000 / ASSUMED_RATE + FIXED_MS;
+    Ok(Explanation {
+        pid,
+        to: to.into(),
+        blockers: named(found.blockers),
+        predicted_bytes: found.bytes,
+        predicted_ms: ms,
+        // Stop and copy: it stands still all the while.
+        predicted_freeze_ms: ms,
+    })
+}
+
+/// Owner's user id.
+pub fn owner(pid: i32) -> Option<u32> {
+    Status::read(pid).ok()?.numbers("Uid").first().copied()
+}
+
+/// Supplementary groups.
+pub fn supplementary_groups(pid: i32) -> io::Result<Vec<u32>> {
+    Ok(Status::read(pid)?.numbers("Groups"))
+}
+
+/// Its parent.
+pub fn parent(pid: i32) -> Option<i32> {
+    Some(Stat::read(pid).ok()?.number(4)? as i32)
+}
+
+/// Its process group.
+pub fn process_group(pid: i32) -> Option<i32> {
+    Some(Stat::read(pid).ok()?.number(5)? as i32)
+}
+
+/// Its session.
+pub fn session(pid: i32) -> Option<i32> {
+    Some(Stat::read(pid).ok()?.number(6)? as i32)
+}
+
+/// Path of its controlling terminal: `/dev/pts/N` or `/dev/ttyN`.
+pub fn controlling_terminal(pid: i32) -> Option<String> {
+    let device = Stat::read(pid).ok()?.number(7)?;
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    match major {
+        // Unix98 pseudo-terminals: eight majors of 256 (Documentation/admin-guide/devices.txt).
+        136..=143 => Some(format!("/dev/pts/{}", (major - 136) * 256 + minor)),
+        4 if minor < 64 => Some(format!("/dev/tty{minor}")),
+        4 => Some(format!("/dev/ttyS{}", minor - 64)),
+        _ => None,
+    }
+}
+
+/// Its command line, for people.
+pub fn command_line(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = bytes.split(|&b| b == 0).map(|word| String::from_utf8_lossy(word)).collect();
+    words.join(" ").trim_end().to_string()
+}
+
+/// Host name and domain name here.
+pub fn utsname() -> (Vec<u8>, Vec<u8>) {
+    let host = nix::unistd::gethostname().map(|name| name.into_encoded_bytes()).unwrap_or_default();
+    let domain = fs::read("/proc/sys/kernel/domainname").unwrap_or_default();
+    let domain = domain.trim_ascii();
+    (host, if domain == b"(none)" { Vec::new() } else { domain.to_vec() })
+}
+
+/// CLOCK_MONOTONIC and CLOCK_BOOTTIME here and now, ns.
+pub fn clocks_ns() -> (u64, u64) {
+    let read = |clock| {
+        clock_gettime(clock).map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+    };
+    (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_BOOTTIME))
+}
+
+/// `kernel.pid_max` here.
+pub fn pid_max() -> i32 {
+    let text = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(32_768)
+}
+
+/// Where the TIDs begin that a guest's new threads get on a host: far from what home gives out next,
+/// and different for different guests.
+pub fn tid_base(pid: i32, pid_max: i32) -> i32 {
+    let half = pid_max / 2;
+    half + (i64::from(pid) * 256 % i64::from(half - 1024).max(1)) as i32
+}
+
+/// CPU time used (ms), resident bytes, state.
+pub fn usage(pid: i32) -> Option<(u64, u64, char)> {
+    let stat = Stat::read(pid).ok()?;
+    // USER_HZ is 100 on every x86-64 kernel.
+    let cpu_ms = (stat.number(14)? + stat.number(15)?) * 10;
+    let state = stat.field(3)?.chars().next()?;
+    Some((cpu_ms, stat.number(24)? * 4096, state))
+}
+
+/// Index of the thread that has this TID in its own namespace.
+pub fn index_inside(tracee: &Tracee, tid: i32) -> Option<usize> {
+    (0..tracee.thread_count())
+        .find(|&i| Status::read(tracee.tid(i)).ok().and_then(|status| status.inner_id()) == Some(tid))
+}
