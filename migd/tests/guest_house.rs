@@ -16,7 +16,7 @@ use migd::shepherd::session::{IdentityQuestion, Reply};
 use migd::shepherd::supervisor::{self, Supervisor, SupervisorHooks};
 use migd::shepherd::terminal;
 use nix::fcntl::OFlag;
-use nix::pty::openpty;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -59,16 +59,20 @@ struct Victim {
 
 impl Victim {
     fn start() -> Victim {
-        let pty = openpty(None, None).expect("a pty");
-        let path = nix::unistd::ttyname(&pty.slave).expect("its name");
+        // Not with openpty(): other programs started here would inherit it.
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).expect("a pty");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("unlocked");
+        let path = ptsname_r(&master).expect("its name");
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let slave = nix::fcntl::open(path.as_str(), flags, Mode::empty()).expect("opens");
         let code = "import os,sys,threading,time\nsys.ps=open('/etc/hostname')\n\
                     for line in sys.stdin:\n  try: print('=',eval(line),flush=True)\n  except Exception as e: print('=',repr(e),flush=True)";
-        let end = || Stdio::from(pty.slave.try_clone().expect("a copy"));
+        let end = || Stdio::from(slave.try_clone().expect("a copy"));
         let mut command = Command::new("setsid");
         command.args(["-c", "python3", "-c", code]).stdin(end()).stdout(end()).stderr(end());
         let child = command.spawn().expect("setsid starts");
-        let path = path.into_os_string().into_encoded_bytes();
-        let mut victim = Victim { child, master: pty.master.into(), slave: pty.slave, path };
+        let master = File::from(OwnedFd::from(master));
+        let mut victim = Victim { child, master, slave, path: path.into_bytes() };
         assert_eq!(victim.ask("1+1"), "2");
         victim
     }
@@ -181,8 +185,8 @@ fn move_in(victim: &Victim) -> (Guest, Tracee) {
         boottime_offset_ns: 1_000_000_000_000,
         token: TOKEN,
         terminal: Some((victim.path.clone(), tty)),
-        tid_base: 25_000,
-        pid_max: 30_000,
+        tid_base: 3_000_000,
+        pid_max: 4_000_000,
     };
     let start = Instant::now();
     let mut house =
@@ -242,7 +246,7 @@ fn a_process_lives_in_its_house_as_at_home() {
     // Who and where it is.
     expect(&mut victim, "os.getpid()", &home_pid.to_string());
     expect(&mut victim, "os.getppid()", &std::process::id().to_string());
-    expect(&mut victim, "os.uname().nodename", "'a-home'");
+    expect(&mut victim, "os.uname().nodename", "a-home");
     let away = victim.ask("time.monotonic()").parse::<f64>().expect("seconds");
     assert!((1000.0..1100.0).contains(&(away - uptime)), "{uptime} {away}");
 
@@ -252,7 +256,7 @@ fn a_process_lives_in_its_house_as_at_home() {
     victim.ask("__import__('fcntl').ioctl(0,0x5414,b'\\x21\\0\\x22\\0\\0\\0\\0\\0')");
     expect(&mut victim, "os.get_terminal_size(0)", "os.terminal_size(columns=34, lines=33)");
     let name = String::from_utf8_lossy(&victim.path).into_owned();
-    expect(&mut victim, "os.readlink('/proc/self/fd/0')", &format!("'{name}'"));
+    expect(&mut victim, &format!("os.isatty(os.open('{name}',os.O_RDWR))"), "True");
     for _ in 0..2 {
         expect(&mut victim, "open('/dev/tty','w').write('over here\\n')", "10");
     }
@@ -261,7 +265,7 @@ fn a_process_lives_in_its_house_as_at_home() {
     let here = tempfile::NamedTempFile::new().expect("a file");
     fs::write(here.path(), "from home").expect("written");
     let path = here.path().display().to_string();
-    expect(&mut victim, &format!("open('{path}').read()"), "'from home'");
+    expect(&mut victim, &format!("open('{path}').read()"), "from home");
     expect(&mut victim, &format!("open('{path}','w').write('from afar')"), "9");
     assert_eq!(fs::read_to_string(here.path()).expect("read"), "from afar");
     expect(&mut victim, "sys.ps.fileno()>2 and sys.ps.read()==open('/etc/hostname').read()", "True");
@@ -289,7 +293,7 @@ fn a_process_lives_in_its_house_as_at_home() {
         "[None, None, None]",
     );
     victim.ask("[sys.__setattr__('e',threading.Event()),threading.Thread(target=sys.e.wait).start()]");
-    let tids = victim.ask("[int(t)>25000 for t in os.listdir('/proc/self/task') if int(t)!=os.getpid()]");
+    let tids = victim.ask("[int(t)>=3000000 for t in os.listdir('/proc/self/task') if int(t)!=os.getpid()]");
     assert_eq!(tids, "[True]");
 
     // Stop, go on.
@@ -345,7 +349,7 @@ fn a_house_that_cannot_be_says_why() {
         token: TOKEN,
         terminal: None,
         tid_base: 300,
-        pid_max: 30_000,
+        pid_max: 4_000_000,
     };
     let device = HostView::open_device().expect("/dev/fuse");
     let refused = GuestHouse::start(Path::new(env!("CARGO_BIN_EXE_migd")), device, &setup);

@@ -3,7 +3,6 @@
 //! What stays open at home is opened by its handle's name, everything else is made anew. All are
 //! first made at numbers above the table's, then put where they belong.
 
-use super::mounts::inside_dev;
 use super::protocol::Setup;
 use anyhow::{Context, Result, bail};
 use checkpoint::image::{FileKind, FilesImage, OpenFile};
@@ -13,10 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
-use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 /// Highest descriptor number of a guest.
 const MAX_FD: i32 = 1 << 20;
@@ -93,15 +89,9 @@ fn open_file(file: &OpenFile, setup: &Setup) -> Result<OwnedFd> {
     }
 }
 
-/// A file that stays open at home: a terminal by its own name, so that the guest finds it in
-/// `/proc/self/fd` as it does at home.
+/// A file that stays open at home.
 fn open_foreign(file: &OpenFile, handle: u64, setup: &Setup) -> Result<OwnedFd> {
-    let path = match &setup.terminal {
-        Some((path, of)) if *of == handle && inside_dev(path).is_some() => {
-            PathBuf::from(OsStr::from_bytes(path))
-        }
-        _ => setup.handle_path(handle),
-    };
+    let path = setup.handle_path(handle);
     let opened = open(&path, flags_of(file), Mode::empty())?;
     let kind = file.stat.2 & libc::S_IFMT;
     let seekable = kind == libc::S_IFREG || kind == libc::S_IFDIR;
