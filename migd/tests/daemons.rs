@@ -120,9 +120,10 @@ fn three_nodes_meet_lose_one_and_meet_again() {
     drop(three);
     one.wait_for("down", &["n3"], Duration::from_secs(30));
     let mut sleeper = Command::new("sleep").arg("60").spawn().expect("sleeps");
+    let pid = sleeper.id();
     let migrate = |to: &str| {
         let request = MigrateRequest {
-            what: sleeper.id().to_string(),
+            what: pid.to_string(),
             to: to.into(),
             dry_run: false,
             stop: false,
