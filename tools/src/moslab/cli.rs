@@ -57,6 +57,9 @@ enum Verb {
         /// As which user of the node
         #[arg(short, long, value_name = "NAME", default_value = "root")]
         user: String,
+        /// Not held to the node's share of the CPUs
+        #[arg(long)]
+        unlimited: bool,
         /// node1, node2, …
         node: String,
         /// The command and its arguments
@@ -156,8 +159,8 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::Up { lab, nodes, cpus_per_node, bandwidth, json } => {
             up(&Place::new(&lab.name)?, &Wishes { nodes, cpus_per_node, bandwidth }, json)
         }
-        Verb::Exec { lab, user, node, command } => {
-            exec::exec(&Place::new(&lab.name)?, &node, &user, &command)
+        Verb::Exec { lab, user, unlimited, node, command } => {
+            exec::exec(&Place::new(&lab.name)?, &node, &user, unlimited, &command)
         }
         Verb::Kill { lab, node } => order(&lab, Order::Kill { node }),
         Verb::Partition { lab, nodes } => order(&lab, Order::Partition { nodes }),
