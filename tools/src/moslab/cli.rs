@@ -129,7 +129,8 @@ enum Verb {
     #[command(name = "__login", hide = true)]
     Login {
         user: String,
-        group: PathBuf,
+        #[arg(long)]
+        group: Option<PathBuf>,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
@@ -177,7 +178,7 @@ fn run(verb: Verb) -> Result<u8> {
         }
         Verb::NodeInit { config } => node::init(&config),
         Verb::NodePid1 { config } => node::pid1(&config),
-        Verb::Login { user, group, command } => login::login(&user, &group, &command),
+        Verb::Login { user, group, command } => login::login(&user, group.as_deref(), &command),
         Verb::RawSend(arguments) => bench::raw_send(&arguments),
         Verb::RawReceive(arguments) => bench::raw_receive(&arguments),
     }

@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 
 /// Passed on to the command if a process sent them to us.
@@ -31,8 +31,8 @@ pub fn exec(place: &Place, node: &str, user: &str, unlimited: bool, command: &[O
     let state = LabState::of_running(place)?;
     let (node, init) = state.running_node(node)?;
     let group = match state.cgroups.first() {
-        Some(lab) if !unlimited => lab.join(&node.name),
-        _ => Default::default(),
+        Some(lab) if !unlimited => Some(lab.join(&node.name)),
+        _ => None,
     };
     let mut watched: SigSet = PASSED.into_iter().collect();
     for signal in [Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGCONT] {
@@ -43,7 +43,7 @@ pub fn exec(place: &Place, node: &str, user: &str, unlimited: bool, command: &[O
     enter(init)?;
     let child = own_program()
         .args(["__login", user])
-        .arg(&group)
+        .args(group.iter().flat_map(|group| [OsStr::new("--group"), group.as_os_str()]))
         .arg("--")
         .args(command)
         .spawn()

@@ -12,12 +12,12 @@ mod watch;
 
 use super::binaries::own_program;
 use super::lifecycle::{self, Wishes};
+use super::login;
 use super::place::Place;
 use super::state::LabState;
 use super::sweep;
 use anyhow::{Context, Result, bail};
 use jobs::{BY_HAND, Line, PINNED, TRAVELLER};
-use nix::unistd::User;
 use report::Report;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -141,7 +141,7 @@ impl Demo {
 
     fn run(&mut self, lines: &[Line]) -> Result<Report> {
         self.story.tell(&format!("writing the inputs into {FOLDER} of {}, as {}", self.nodes[0], self.user));
-        let (uid, gid) = self.ids()?;
+        let (uid, gid) = login::ids(&self.place.node_dir(&self.nodes[0]), &self.user)?;
         inputs::write(&self.dir, uid, gid)?;
         self.run_plainly(lines)?;
         let watch = Watch::start(self.init);
@@ -164,29 +164,22 @@ impl Demo {
         Ok(Report { jobs, failures, seconds: self.story.started.elapsed().as_secs_f64() })
     }
 
-    fn ids(&self) -> Result<(u32, u32)> {
-        // A user made for the lab is not known outside; its home inside shows the numbers.
-        if let Some(user) = User::from_name(&self.user)? {
-            return Ok((user.uid.as_raw(), user.gid.as_raw()));
-        }
-        let text = self.on_node1("root", &format!("id -u {0} && id -g {0}", self.user))?;
-        let text = String::from_utf8_lossy(&text.stdout).into_owned();
-        let mut numbers = text.lines().filter_map(|line| line.parse().ok());
-        numbers.next().zip(numbers.next()).context("node 1 does not know its own user")
-    }
-
     /// The twin that never moves: the same commands, two at a time, before anything else.
     fn run_plainly(&self, lines: &[Line]) -> Result<()> {
         let prepared = self.on_node1(&self.user, &in_folder(jobs::PREPARE))?;
         if !prepared.status.success() {
-            bail!("the inputs cannot be prepared: {}", String::from_utf8_lossy(&prepared.stderr));
+            let said = String::from_utf8_lossy(&prepared.stderr).into_owned();
+            bail!("the inputs cannot be prepared ({}): {}", prepared.status, said.trim());
         }
         self.story.tell(&format!("running the {} commands plainly, for comparison", lines.len()));
         let at_a_time = std::thread::available_parallelism()?.get();
         for group in lines.chunks(at_a_time) {
+            let started = Instant::now();
             let plain = group.iter().map(|line| self.spawn(&line.plain(), true));
             for (line, child) in group.iter().zip(plain.collect::<Result<Vec<_>>>()?) {
                 let output = child.wait_with_output()?;
+                let seconds = started.elapsed().as_secs_f64();
+                self.story.tell(&format!("    {}: {seconds:.1} s", line.jobs.join(" | ")));
                 if !output.status.success() {
                     let said = String::from_utf8_lossy(&output.stderr);
                     bail!("`{}` failed without any migration: {}", line.plain(), said.trim());

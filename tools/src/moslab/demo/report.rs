@@ -57,8 +57,8 @@ pub fn rows(seen: &Seen, lines: &[Line], dir: &Path) -> (Vec<Row>, Vec<String>) 
                 nodes_visited: seen.visited(job),
                 migrations: moves.len(),
                 bytes: moves.iter().map(|m| m.bytes).sum(),
-                total_ms: moves.iter().map(|m| m.total_ms).sum(),
-                freeze_ms: moves.iter().map(|m| m.freeze_ms).sum(),
+                total_ms: moves.iter().fold(0.0, |sum, m| sum + m.total_ms),
+                freeze_ms: moves.iter().fold(0.0, |sum, m| sum + m.freeze_ms),
                 output_identical: identical,
             });
         }
