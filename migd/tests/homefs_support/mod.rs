@@ -183,7 +183,11 @@ pub fn mounted(root: &Path, join: Join, test: impl FnOnce(&Mounted) + Send + 'st
     mounted_with(root, join, Arc::new(migd::homefs::host::NoHooks), test);
 }
 
-fn join_by_calls(home: &Arc<HomeView>, device: OwnedFd, hooks: Arc<dyn HostHooks>) -> (Arc<HostView>, u64) {
+pub fn join_by_calls(
+    home: &Arc<HomeView>,
+    device: OwnedFd,
+    hooks: Arc<dyn HostHooks>,
+) -> (Arc<HostView>, u64) {
     let back = Arc::new(ToHost::default());
     let connection = home.connect(back.clone());
     let there = Arc::new(ToHome { home: home.clone(), connection: OnceLock::from(connection) });
@@ -218,4 +222,15 @@ fn join_by_tcp(home: &Arc<HomeView>, device: OwnedFd, hooks: Arc<dyn HostHooks>)
         })
     });
     (host, connection)
+}
+
+/// Mounts the same home view a second time, as on another host.
+pub fn second(m: &Mounted, test: impl FnOnce(&Mounted)) {
+    let at = tempfile::tempdir().expect("temporary directory");
+    let device = HostView::open_device().expect("/dev/fuse");
+    HostView::mount(device.as_fd(), at.path()).expect("mount");
+    let (host, connection) = join_by_calls(&m.home, device, Arc::new(migd::homefs::host::NoHooks));
+    let other = Mounted { home: Arc::clone(&m.home), host, connection, at: at.path().to_path_buf() };
+    let _guard = Unmount(&other);
+    test(&other);
 }
