@@ -3,6 +3,7 @@
 pub mod close_range;
 pub mod dirents;
 pub mod fd;
+pub mod file_handle;
 pub mod fork;
 pub mod fscred;
 pub mod fuse_device;
@@ -16,6 +17,7 @@ pub mod rw_flags;
 pub mod sched;
 pub mod seccomp;
 pub mod signalfd;
+pub mod sigpipe;
 pub mod statx;
 pub mod terminal_ioctl;
 pub mod thread_kick;

@@ -223,3 +223,14 @@ fn join_by_tcp(home: &Arc<HomeView>, device: OwnedFd, hooks: Arc<dyn HostHooks>)
     });
     (host, connection)
 }
+
+/// Mounts the same home view a second time, as on another host.
+pub fn second(m: &Mounted, test: impl FnOnce(&Mounted)) {
+    let at = tempfile::tempdir().expect("temporary directory");
+    let device = HostView::open_device().expect("/dev/fuse");
+    HostView::mount(device.as_fd(), at.path()).expect("mount");
+    let (host, connection) = join_by_calls(&m.home, device, Arc::new(migd::homefs::host::NoHooks));
+    let other = Mounted { home: Arc::clone(&m.home), host, connection, at: at.path().to_path_buf() };
+    let _guard = Unmount(&other);
+    test(&other);
+}

@@ -28,7 +28,7 @@ fn put_attributes(call: &mut Call<'_>, node: &Node) -> Answer<()> {
     if node.id == TOKEN_DIR_ID {
         return names::put_token_dir_attr(call, |out| out.bytes(&[0; 16]));
     }
-    let found = call.shared.devices.find(node.fd()?)?;
+    let found = call.shared.devices.find(node.fd()?.as_fd())?;
     let shown = if node.is_stream() { Shown::Stream } else { Shown::Plain };
     call.thread.reply.bytes(&[0; 16]);
     put_attr(&mut call.thread.reply, &found, shown);
@@ -88,7 +88,7 @@ pub(super) fn statx(call: &mut Call<'_>) -> Answer<()> {
     if node.id == TOKEN_DIR_ID {
         return Err(Errno::EOPNOTSUPP);
     }
-    let found = call.shared.devices.find(node.fd()?)?;
+    let found = call.shared.devices.find(node.fd()?.as_fd())?;
     call.thread.reply.bytes(&[0; 32]); // time-outs, flags, spare
     put_statx(&mut call.thread.reply, &found, node.is_stream());
     Ok(())

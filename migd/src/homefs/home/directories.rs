@@ -29,9 +29,7 @@ pub(super) fn open(call: &mut Call<'_>, mut r: Reader<'_>) -> Answer<()> {
     let flags = r.u32()?;
     let handle = match &node.body {
         Body::TokenDir => return Err(Errno::EACCES),
-        Body::Handle(handle) if !handle.is_stream() => {
-            call.shared.handles.open(call.connection.id, handle.id)?
-        }
+        Body::Handle(_, false) => call.shared.handles.open(call.connection.id, node.view)?,
         _ => {
             let wanted = OFlag::from_bits_truncate(flags as i32) & (OFlag::O_NOATIME | OFlag::O_NONBLOCK);
             call.assume();

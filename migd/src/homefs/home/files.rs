@@ -69,8 +69,8 @@ pub(super) fn open(call: &mut Call<'_>, body: Request) -> Answer<Done> {
         put_open(call, &handle);
         return Ok(Done::Reply);
     }
-    if let Body::Handle(handle) = &node.body {
-        let handle = call.shared.handles.open(call.connection.id, handle.id)?;
+    if let Body::Handle(..) = &node.body {
+        let handle = call.shared.handles.open(call.connection.id, node.view)?;
         put_open(call, &handle);
         return Ok(Done::Reply);
     }

@@ -6,7 +6,7 @@
 //! | `names` | lookup, create, link, rename, unlink … |
 //! | `attributes` | getattr, setattr, statx, statfs, access, extended attributes |
 //! | `files`, `directories`, `streams` | open files of the three kinds |
-//! | `nodes`, `handles`, `devices` | the tables |
+//! | `nodes`, `kept`, `handles`, `devices` | the tables |
 //! | `thread`, `identity` | who does it, and as whom |
 //! | `poller`, `terminal` | readiness and job control of streams |
 //!
@@ -20,6 +20,7 @@ mod exec;
 mod files;
 mod handles;
 mod identity;
+mod kept;
 mod names;
 mod nodes;
 mod poller;
@@ -44,6 +45,7 @@ use self::devices::Devices;
 pub use self::handles::HandleKind;
 use self::handles::Handles;
 use self::identity::Identity;
+use self::kept::Keeper;
 use self::nodes::Nodes;
 use self::poller::Poller;
 use self::thread::{Pool, Thread, Wait};
@@ -144,11 +146,9 @@ impl HomeView {
     /// for others.
     pub fn new(root: OwnedFd, groups: Vec<u32>, token: [u8; 16]) -> io::Result<Arc<HomeView>> {
         thread_kick::prepare()?;
-        if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-            && soft < hard
-        {
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-        }
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+        let descriptors_allowed = if raised { hard } else { soft };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let descriptors = nix::fcntl::open("/proc/self/fd", flags, Mode::empty())?;
         let devices = Devices::default();
@@ -158,7 +158,7 @@ impl HomeView {
             descriptors,
             token,
             token_name: token_name(&token),
-            nodes: Nodes::new(root, found.device),
+            nodes: Nodes::new(root, &found, Keeper::new(descriptors_allowed)),
             devices,
             handles: Handles::default(),
             identity: Identity::new(groups),
@@ -267,6 +267,16 @@ impl HomeView {
     pub fn release_all(&self) {
         self.shared.cancel_waits(|_| true);
         self.shared.handles.clear();
+    }
+
+    /// Keeps about so many nodes' descriptors open, instead of half of what the process may have.
+    pub fn set_descriptor_limit(&self, limit: usize) {
+        self.shared.nodes.keeper.set_limit(limit);
+    }
+
+    /// How many nodes' descriptors are open.
+    pub fn descriptors(&self) -> usize {
+        self.shared.nodes.keeper.open()
     }
 
     /// Numbers of nodes and of handles held, for tests and for whoever wonders about memory.

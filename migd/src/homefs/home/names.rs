@@ -65,7 +65,8 @@ pub(super) fn enter(
     let view = if kind == libc::S_IFDIR { view } else { 0 };
     let key = Key { view, mount: found.mount(), dev: found.dev(), ino: found.st.stx_ino };
     let device = Some(found.device);
-    shared.nodes.enter(connection.id, Some(key), |id| Node { id, body: Body::File(fd), view, kind, device })
+    let make = |id, kept| Node { id, body: Body::File(kept), view, kind, device };
+    shared.nodes.enter_file(connection.id, Some(key), found.mount(), fd, make)
 }
 
 /// `struct fuse_entry_out`: nothing of it may be remembered.
@@ -90,7 +91,7 @@ fn put_token_dir(call: &mut Call<'_>) -> Answer<()> {
 /// The attributes of the directory of handles: those of the root, but for a few.
 pub(super) fn put_token_dir_attr(call: &mut Call<'_>, head: impl FnOnce(&mut Reply)) -> Answer<()> {
     let root = call.shared.nodes.get(ROOT_ID)?;
-    let mut found = call.shared.devices.find(root.fd()?)?;
+    let mut found = call.shared.devices.find(root.fd()?.as_fd())?;
     found.st.stx_ino = u64::MAX;
     found.st.stx_mode = (libc::S_IFDIR | 0o555) as u16;
     found.st.stx_nlink = 2;
@@ -131,9 +132,9 @@ fn lookup_handle(call: &mut Call<'_>, name: &[u8]) -> Answer<()> {
 
 fn enter_handle(call: &Call<'_>, handle: &Arc<Handle>, found: &Found) -> Answer<u64> {
     let key = Key { view: handle.id, mount: 0, dev: 0, ino: 0 };
-    call.shared.nodes.enter(call.connection.id, Some(key), |id| Node {
+    call.shared.nodes.enter(call.connection.id, key, |id| Node {
         id,
-        body: Body::Handle(Arc::clone(handle)),
+        body: Body::Handle(Arc::downgrade(handle), handle.is_stream()),
         view: handle.id,
         kind: found.kind(),
         device: Some(found.device),
@@ -240,10 +241,10 @@ pub(super) fn mknod(call: &mut Call<'_>, mut r: Reader<'_>) -> Answer<()> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd = nix::fcntl::openat(parent.fd()?, name.as_c_str(), flags, Mode::empty())?;
     let found = call.shared.devices.find(fd.as_fd())?;
-    let (body, device) = (Body::File(fd), Some(found.device));
+    let device = Some(found.device);
     // S_IFSOCK: anything that is not shown as a stream.
-    let make = |id| Node { id, body, view: 0, kind: libc::S_IFSOCK, device };
-    let id = call.shared.nodes.enter(call.connection.id, None, make)?;
+    let make = |id, kept| Node { id, body: Body::File(kept), view: 0, kind: libc::S_IFSOCK, device };
+    let id = call.shared.nodes.enter_file(call.connection.id, None, found.mount(), fd, make)?;
     put_entry_as(&mut call.thread.reply, id, &found, Shown::Plain);
     Ok(())
 }

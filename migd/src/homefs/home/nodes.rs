@@ -1,20 +1,18 @@
-//! The table of nodes: what the host's kernel knows by number, and home by an `O_PATH` descriptor.
-//!
-//! With time-outs of 0 the kernel forgets a node as soon as no open file, mapping, working directory
-//! or path walk uses it, so the table holds little more than what the guest has in use. A node pins
-//! its inode, so its number at home is not used for another file as long as the node lives.
+//! The table of nodes: what the host's kernel knows by number, and home by an `O_PATH` descriptor
+//! (see `kept`).
 //!
 //! Nodes outlive a host: each connection has its own count of lookups, and a node goes when no
 //! connection counts it any more.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 
-use super::devices::Device;
+use super::devices::{Device, Found};
 use super::handles::Handle;
+use super::kept::{Keeper, Kept};
 use crate::homefs::abi::{Answer, ROOT_ID};
 
 /// The directory of handles, `/.migd-<token>`.
@@ -39,10 +37,11 @@ pub struct Key {
 
 /// What stands behind a node.
 pub enum Body {
-    /// A file of the tree (`O_PATH`).
-    File(OwnedFd),
-    /// An open stream or directory of the deputy.
-    Handle(Arc<Handle>),
+    /// A file of the tree.
+    File(Kept),
+    /// An open stream or directory of the deputy. The handle may end before the node does: the
+    /// kernel may keep the name for a while, and a pipe's other end must not wait for that.
+    Handle(Weak<Handle>, bool), // and whether it is a stream
     /// The directory of handles.
     TokenDir,
 }
@@ -53,7 +52,7 @@ pub struct Node {
     pub id: u64,
     /// What it is.
     pub body: Body,
-    /// View its subdirectories belong to.
+    /// View its subdirectories belong to; the handle's number for a handle's node.
     pub view: u64,
     /// Type at home (`S_IFMT` bits).
     pub kind: u32,
@@ -63,18 +62,34 @@ pub struct Node {
 
 impl Node {
     /// A descriptor for it; `EPERM` for the directory of handles, in which nothing can be made.
-    pub fn fd(&self) -> Answer<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Answer<NodeFd> {
         match &self.body {
-            Body::File(fd) => Ok(fd.as_fd()),
-            Body::Handle(handle) => Ok(handle.file.as_fd()),
+            Body::File(kept) => kept.fd().map(NodeFd::File),
+            Body::Handle(handle, _) => handle.upgrade().map(NodeFd::Handle).ok_or(Errno::ESTALE),
             Body::TokenDir => Err(Errno::EPERM),
         }
     }
 
     /// Whether the host's kernel is told that it is a regular file although it is a stream.
     pub fn is_stream(&self) -> bool {
-        matches!(self.kind, libc::S_IFIFO | libc::S_IFCHR)
-            || matches!(&self.body, Body::Handle(h) if h.is_stream())
+        matches!(self.kind, libc::S_IFIFO | libc::S_IFCHR) || matches!(&self.body, Body::Handle(_, true))
+    }
+}
+
+/// A node's descriptor, kept open meanwhile.
+pub enum NodeFd {
+    /// The node's own.
+    File(Arc<OwnedFd>),
+    /// Its handle's.
+    Handle(Arc<Handle>),
+}
+
+impl AsFd for NodeFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            NodeFd::File(fd) => fd.as_fd(),
+            NodeFd::Handle(handle) => handle.file.as_fd(),
+        }
     }
 }
 
@@ -95,17 +110,20 @@ struct Table {
 /// All nodes.
 pub struct Nodes {
     table: Mutex<Table>,
+    /// Of the nodes' descriptors.
+    pub keeper: Arc<Keeper>,
     fixed: [Arc<Node>; 2],
 }
 
 impl Nodes {
     /// A table with the root in it.
-    pub fn new(root: OwnedFd, device: Device) -> Nodes {
+    pub fn new(root: OwnedFd, found: &Found, keeper: Arc<Keeper>) -> Nodes {
         let kind = libc::S_IFDIR;
-        let root = Node { id: ROOT_ID, body: Body::File(root), view: 0, kind, device: Some(device) };
+        let body = Body::File(Kept::new(&keeper, found.mount(), root));
+        let root = Node { id: ROOT_ID, body, view: 0, kind, device: Some(found.device) };
         let token = Node { id: TOKEN_DIR_ID, body: Body::TokenDir, view: 0, kind, device: None };
         let table = Table { next: TOKEN_DIR_ID + 1, ..Table::default() };
-        Nodes { table: Mutex::new(table), fixed: [Arc::new(root), Arc::new(token)] }
+        Nodes { table: Mutex::new(table), keeper, fixed: [Arc::new(root), Arc::new(token)] }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
@@ -121,31 +139,61 @@ impl Nodes {
         }
     }
 
-    /// The number for the file `key`, counted as looked up once by `connection`. A key of `None`
-    /// makes a node of its own.
-    pub fn enter(&self, connection: u64, key: Option<Key>, make: impl FnOnce(u64) -> Node) -> Answer<u64> {
+    /// The number for the file `fd` with this `key`, counted as looked up once by `connection`.
+    /// Without a key it gets a node of its own.
+    pub fn enter_file(
+        &self,
+        connection: u64,
+        key: Option<Key>,
+        mount: u64,
+        fd: OwnedFd,
+        make: impl FnOnce(u64, Kept) -> Node,
+    ) -> Answer<u64> {
         let mut guard = self.lock();
         let table = &mut *guard;
-        if let Some(id) = key.and_then(|k| table.by_key.get(&k).copied())
+        let known = key.and_then(|k| table.by_key.get(&k).copied());
+        let mut fd = fd;
+        if let Some(entry) = known.and_then(|id| table.nodes.get_mut(&id))
+            && let Body::File(kept) = &entry.node.body
+        {
+            match kept.is(fd) {
+                Ok(()) => {
+                    entry.count(connection);
+                    let id = entry.node.id;
+                    self.keep_few(table);
+                    return Ok(id);
+                }
+                // Another file in a removed one's place: the old node has no name any more.
+                Err(other) => fd = other,
+            }
+            entry.key = None;
+        }
+        let kept = Kept::new(&self.keeper, mount, fd);
+        let id = table.insert(connection, key, |id| make(id, kept))?;
+        self.keep_few(table);
+        Ok(id)
+    }
+
+    fn keep_few(&self, table: &Table) {
+        if self.keeper.is_full() {
+            self.keeper.close_some(table.nodes.values().filter_map(|e| match &e.node.body {
+                Body::File(kept) => Some(kept),
+                _ => None,
+            }));
+        }
+    }
+
+    /// The number for a node without a file of its own.
+    pub fn enter(&self, connection: u64, key: Key, make: impl FnOnce(u64) -> Node) -> Answer<u64> {
+        let mut guard = self.lock();
+        let table = &mut *guard;
+        if let Some(id) = table.by_key.get(&key).copied()
             && let Some(entry) = table.nodes.get_mut(&id)
         {
-            match entry.lookups.iter_mut().find(|(c, _)| *c == connection) {
-                Some((_, count)) => *count = count.saturating_add(1),
-                None => entry.lookups.push((connection, 1)),
-            }
+            entry.count(connection);
             return Ok(id);
         }
-        if table.nodes.len() >= MAX_NODES {
-            return Err(Errno::ENFILE);
-        }
-        let id = table.next;
-        table.next += 1;
-        if let Some(key) = key {
-            table.by_key.insert(key, id);
-        }
-        let node = Arc::new(make(id));
-        table.nodes.insert(id, Entry { node, key, lookups: vec![(connection, 1)] });
-        Ok(id)
+        table.insert(connection, Some(key), make)
     }
 
     /// The kernel behind `connection` has forgotten `count` lookups of `id`.
@@ -181,7 +229,30 @@ impl Nodes {
     }
 }
 
+impl Entry {
+    fn count(&mut self, connection: u64) {
+        match self.lookups.iter_mut().find(|(c, _)| *c == connection) {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => self.lookups.push((connection, 1)),
+        }
+    }
+}
+
 impl Table {
+    fn insert(&mut self, connection: u64, key: Option<Key>, make: impl FnOnce(u64) -> Node) -> Answer<u64> {
+        if self.nodes.len() >= MAX_NODES {
+            return Err(Errno::ENFILE);
+        }
+        let id = self.next;
+        self.next += 1;
+        if let Some(key) = key {
+            self.by_key.insert(key, id);
+        }
+        let node = Arc::new(make(id));
+        self.nodes.insert(id, Entry { node, key, lookups: vec![(connection, 1)] });
+        Ok(id)
+    }
+
     fn remove(&mut self, id: u64) -> Option<Entry> {
         let entry = self.nodes.remove(&id)?;
         if let Some(key) = &entry.key {

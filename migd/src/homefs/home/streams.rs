@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll as poll_now};
 use super::devices::{Found, encode_dev};
 use super::exec::{self, Body as Request};
 use super::handles::{Handle, Kind, STREAM_FLAGS, Stream};
-use super::nodes::{Body, Node};
+use super::nodes::{Node, NodeFd};
 use super::terminal::{self, Wants};
 use super::thread::{Thread, Work};
 use super::{Call, Connection, Done, Shared, files};
@@ -79,8 +79,7 @@ pub(super) fn state_of(file: &OwnedFd, found: &Found) -> Stream {
 /// Opens a FIFO or a character device of the tree; on a thread of its own, as a FIFO waits for its
 /// other end.
 pub(super) fn open(call: &mut Call<'_>, node: &Arc<Node>, flags: OFlag) -> Answer<Done> {
-    let Body::File(fd) = &node.body else { return Err(Errno::ENXIO) };
-    let fd = fd.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EMFILE)))?;
+    let NodeFd::File(fd) = node.fd()? else { return Err(Errno::ENXIO) };
     go_on(call, move |call| {
         let found = call.shared.devices.find(fd.as_fd())?;
         let controlling =

@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -88,7 +88,9 @@ struct Table {
 
 /// The host node's end of one guest's file system.
 pub struct HostView {
-    device: File,
+    /// Gone after a stop: with the last descriptor of the device the kernel fails what is still to
+    /// come, too.
+    device: RwLock<Option<Arc<File>>>,
     wire: Arc<dyn Wire>,
     hooks: Arc<dyn HostHooks>,
     table: Mutex<Table>,
@@ -126,7 +128,7 @@ impl HostView {
     ) -> io::Result<Arc<HostView>> {
         thread_kick::prepare()?;
         let view = Arc::new_cyclic(|weak| HostView {
-            device: File::from(device),
+            device: RwLock::new(Some(Arc::new(File::from(device)))),
             wire,
             hooks,
             table: Mutex::default(),
@@ -189,7 +191,8 @@ impl HostView {
         self.write(frame)
     }
 
-    /// Ends the service: every request still waiting is answered `ENOTCONN`, and the readers end.
+    /// Ends the service: every request still waiting is answered `ENOTCONN`, the readers end, the
+    /// device is closed, and the guest's further calls fail.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.fail_all();
@@ -204,6 +207,7 @@ impl HostView {
             thread::sleep(Duration::from_millis(5));
         }
         self.fail_all();
+        *self.device.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn fail_all(&self) {
@@ -226,7 +230,8 @@ impl HostView {
 
     /// Writes one whole frame to the device.
     fn write(&self, frame: &[u8]) -> io::Result<()> {
-        match (&self.device).write(frame) {
+        let Some(device) = self.device() else { return Ok(()) };
+        match (&*device).write(frame) {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // The request was aborted, the poller has gone, or the mount has.
@@ -237,7 +242,12 @@ impl HostView {
         }
     }
 
+    fn device(&self) -> Option<Arc<File>> {
+        self.device.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn run(self: Arc<Self>) {
+        let Some(device) = self.device() else { return };
         let tid = nix::unistd::gettid().as_raw();
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(tid);
         if let Err(error) = thread_kick::accept() {
@@ -246,7 +256,7 @@ impl HostView {
         let mut buffer = vec![0u8; MAX_FRAME];
         let mut reply = Reply::default();
         while !self.stopping.load(Ordering::SeqCst) {
-            match (&self.device).read(&mut buffer) {
+            match (&*device).read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => self.request(&buffer[..n], &mut reply),
                 Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
@@ -261,6 +271,7 @@ impl HostView {
                 },
             }
         }
+        drop(device);
         self.readers.lock().unwrap_or_else(PoisonError::into_inner).retain(|r| *r != tid);
     }
 
