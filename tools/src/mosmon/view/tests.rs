@@ -19,7 +19,7 @@ fn all_three_panes_are_there() {
         "3 processes, 1 away, 1 moving",
         "nodes · load",
         "1.50",
-        "12.0G/16G",
+        "12G/16G",
         "xz -9 big",
         "node1 → node2",
         "copying",
