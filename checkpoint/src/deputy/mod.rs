@@ -140,13 +140,17 @@ impl Deputy {
 
     /// The signal that the park loop has caught, if the leader is at the exit of its call.
     fn caught(&self) -> Result<Option<SigInfo>, TraceeError> {
-        let side = ptrace::syscall_side(self.pid).map_err(|e| self.kernel("PTRACE_GET_SYSCALL_INFO", e))?;
+        let side = self.side()?;
         let regs = ptrace::regs(self.pid).map_err(|e| self.kernel("reading registers", e))?;
         let parked = regs.rip() == self.stub + stub::CODE_PARKED;
         if side != SyscallSide::Exit || !parked || regs.rax() as i64 <= 0 {
             return Ok(None);
         }
         self.slot()
+    }
+
+    fn side(&self) -> Result<SyscallSide, TraceeError> {
+        ptrace::syscall_side(self.pid).map_err(|e| self.kernel("PTRACE_GET_SYSCALL_INFO", e))
     }
 
     fn slot(&self) -> Result<Option<SigInfo>, TraceeError> {
@@ -249,7 +253,13 @@ impl Deputy {
                 }
                 Some(Stop::Gone(_)) => return Err(TraceeError::Died { tid: self.pid }),
                 Some(Stop::Signal(signal)) => self.go(signal)?,
-                Some(Stop::Syscall | Stop::Clone) => self.go(0)?,
+                // Any stop takes the interrupt's place (kernel/signal.c, `ptrace_stop`): at the exit of
+                // the interrupted call this one will do, at an entry the interrupt is asked for anew.
+                Some(Stop::Syscall) if self.side()? == SyscallSide::Exit => return Ok(()),
+                Some(Stop::Syscall | Stop::Clone) => {
+                    self.go(0)?;
+                    ptrace::interrupt(self.pid).map_err(|e| self.kernel("PTRACE_INTERRUPT", e))?;
+                }
                 None => std::thread::sleep(Duration::from_micros(50)),
             }
         }

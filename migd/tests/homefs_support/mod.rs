@@ -247,7 +247,11 @@ pub fn mounted(join: Join, test: impl FnOnce(&Mounted) + Send + 'static) {
     mounted_with(join, Arc::new(migd::homefs::host::NoHooks), test);
 }
 
-fn join_by_calls(home: &Arc<HomeView>, device: OwnedFd, hooks: Arc<dyn HostHooks>) -> (Arc<HostView>, u64) {
+pub fn join_by_calls(
+    home: &Arc<HomeView>,
+    device: OwnedFd,
+    hooks: Arc<dyn HostHooks>,
+) -> (Arc<HostView>, u64) {
     let back = Arc::new(ToHost::default());
     let connection = home.connect(back.clone());
     let there = Arc::new(ToHome { home: home.clone(), connection: OnceLock::from(connection) });

@@ -3,19 +3,16 @@
 //! What stays open at home is opened by its handle's name, everything else is made anew. All are
 //! first made at numbers above the table's, then put where they belong.
 
-use super::mounts::inside_dev;
 use super::protocol::Setup;
 use anyhow::{Context, Result, bail};
 use checkpoint::image::{FileKind, FilesImage, OpenFile};
+use checkpoint::restore::make_local;
 use checkpoint::sys::close_range::{close_range, place};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
-use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 /// Highest descriptor number of a guest.
 const MAX_FD: i32 = 1 << 20;
@@ -84,23 +81,17 @@ pub fn lift(file: OwnedFd, base: i32) -> Result<i32> {
 fn open_file(file: &OpenFile, setup: &Setup) -> Result<OwnedFd> {
     match &file.kind {
         FileKind::Foreign { handle } => open_foreign(file, *handle, setup),
-        FileKind::LocalDevice => {
-            let name = inside_dev(&file.link).context("a device that is not below /dev")?;
-            Ok(open(&PathBuf::from("/dev").join(name), flags_of(file), Mode::empty())?)
-        }
+        FileKind::LocalDevice
+        | FileKind::EventFd { .. }
+        | FileKind::TimerFd { .. }
+        | FileKind::SignalFd { .. } => Ok(make_local(file)?),
         _ => bail!("this kind of file cannot be made on another node"),
     }
 }
 
-/// A file that stays open at home: a terminal by its own name, so that the guest finds it in
-/// `/proc/self/fd` as it does at home.
+/// A file that stays open at home.
 fn open_foreign(file: &OpenFile, handle: u64, setup: &Setup) -> Result<OwnedFd> {
-    let path = match &setup.terminal {
-        Some((path, of)) if *of == handle && inside_dev(path).is_some() => {
-            PathBuf::from(OsStr::from_bytes(path))
-        }
-        _ => setup.handle_path(handle),
-    };
+    let path = setup.handle_path(handle);
     let opened = open(&path, flags_of(file), Mode::empty())?;
     let kind = file.stat.2 & libc::S_IFMT;
     let seekable = kind == libc::S_IFREG || kind == libc::S_IFDIR;

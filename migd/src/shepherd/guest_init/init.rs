@@ -76,6 +76,8 @@ struct Init<'a> {
     setup: &'a Setup,
     children: SignalFd,
     leader: Option<i32>,
+    /// Home forgets an open file when its last user has closed it; `/dev/tty` must stay.
+    _terminal: Option<OwnedFd>,
 }
 
 impl<'a> Init<'a> {
@@ -92,7 +94,13 @@ impl<'a> Init<'a> {
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None).context("cannot block SIGCHLD")?;
         let children = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot listen for SIGCHLD")?;
-        Ok(Init { socket, setup, children, leader: None })
+        let terminal = setup.terminal.as_ref().and_then(|_| {
+            let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+            nix::fcntl::open("/dev/tty", flags, nix::sys::stat::Mode::empty())
+                .inspect_err(|error| tracing::warn!(%error, "the guest's terminal cannot be opened"))
+                .ok()
+        });
+        Ok(Init { socket, setup, children, leader: None, _terminal: terminal })
     }
 
     fn run(mut self) -> Result<()> {

@@ -146,7 +146,7 @@ fn bind_terminal(stage: &Stage, path: &[u8], source: &Path) -> Result<()> {
 }
 
 /// The part after `/dev/` of a plain path below `/dev`.
-pub fn inside_dev(path: &[u8]) -> Option<PathBuf> {
+fn inside_dev(path: &[u8]) -> Option<PathBuf> {
     let rest = Path::new(OsStr::from_bytes(path)).strip_prefix("/dev").ok()?;
     let plain = rest.components().all(|part| matches!(part, Component::Normal(_)));
     (plain && rest.components().next().is_some()).then(|| rest.to_path_buf())

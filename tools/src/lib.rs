@@ -1,0 +1,11 @@
+//! The tools: thin clients of migd's API, and the lab.
+
+#![forbid(unsafe_code)]
+
+pub mod migrate;
+pub mod mosctl;
+pub mod moslab;
+pub mod mosmon;
+pub mod mosps;
+pub mod mosrun;
+pub mod output;
