@@ -215,7 +215,7 @@ impl Wire for Liar {
             *byte = if x >> 63 == 0 { 0 } else { (x >> 56) as u8 };
         }
         let mut out = ((16 + length) as u32).to_le_bytes().to_vec();
-        out.extend_from_slice(&(error as i32).to_le_bytes());
+        out.extend_from_slice(&i32::to_le_bytes(error));
         out.extend_from_slice(&header.unique.to_le_bytes());
         out.extend_from_slice(&body);
         if let Some(host) = self.0.lock().expect("not poisoned").as_ref().and_then(|w| w.upgrade()) {

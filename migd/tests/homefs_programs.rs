@@ -78,7 +78,7 @@ fn programs(join: Join) {
             m,
             &dir,
             "sparse",
-            "truncate -s 10M s; printf x | dd of=s bs=1 seek=5000000 conv=notrunc 2>/dev/null; cp --sparse=always s t; cmp s t; du -k t | cut -f1; fallocate -l 1M u; stat -c %s u; fallocate -p -o 0 -l 4096 u; stat -c %W s | grep -c ^[1-9]; python3 -c \"import os; os.setxattr('u','user.a',b'b'); print(os.listxattr('u'),os.getxattr('u','user.a')); os.removexattr('u','user.a'); print(os.listxattr('u'))\"",
+            "truncate -s 10M s; printf x | dd of=s bs=1 seek=5000000 conv=notrunc 2>/dev/null; cp --sparse=always s t; cmp s t; du -k t | cut -f1; fallocate -l 1M u; stat -c %s u; fallocate -p -o 0 -l 4096 u; stat -c %W s | grep -c ^[1-9]; /usr/bin/python3 -c \"import os; os.setxattr('u','user.a',b'b'); print(os.listxattr('u'),os.getxattr('u','user.a')); os.removexattr('u','user.a'); print(os.listxattr('u'))\"",
         );
         same(
             m,
@@ -96,7 +96,7 @@ fn programs(join: Join) {
             m,
             &dir,
             "temporary",
-            "python3 -c \"import tempfile,os,mmap; t=tempfile.TemporaryFile(dir='.'); t.write(b'x'*10000); t.flush(); v=mmap.mmap(t.fileno(),0); print(v[9999:]); fd=os.open('.',os.O_TMPFILE|os.O_RDWR,0o640); os.write(fd,b'abc'); import ctypes; print(ctypes.CDLL(None).linkat(-100,b'/proc/self/fd/%d'%fd,-100,b'linked',0x400)); print(os.stat('linked').st_size, oct(os.stat('linked').st_mode))\"; mv -n linked n; ln -s n l; rename_noreplace() { python3 -c \"import ctypes,os; c=ctypes.CDLL(None,use_errno=True); print(c.renameat2(-100,b'n',-100,b'l',1), os.strerror(ctypes.get_errno())); print(c.renameat2(-100,b'n',-100,b'l',2))\"; }; rename_noreplace; ls -F; touch -d '2001-02-03 04:05:06.789' n; find . -newermt 2000-01-01 ! -newermt 2002-01-01; chmod 2755 .; stat -c %a .; mkfifo p; (echo through > p &) ; cat p; rm p",
+            "/usr/bin/python3 -c \"import tempfile,os,mmap; t=tempfile.TemporaryFile(dir='.'); t.write(b'x'*10000); t.flush(); v=mmap.mmap(t.fileno(),0); print(v[9999:]); fd=os.open('.',os.O_TMPFILE|os.O_RDWR,0o640); os.write(fd,b'abc'); import ctypes; print(ctypes.CDLL(None).linkat(-100,b'/proc/self/fd/%d'%fd,-100,b'linked',0x400)); print(os.stat('linked').st_size, oct(os.stat('linked').st_mode))\"; mv -n linked n; ln -s n l; rename_noreplace() { /usr/bin/python3 -c \"import ctypes,os; c=ctypes.CDLL(None,use_errno=True); print(c.renameat2(-100,b'n',-100,b'l',1), os.strerror(ctypes.get_errno())); print(c.renameat2(-100,b'n',-100,b'l',2))\"; }; rename_noreplace; ls -F; touch -d '2001-02-03 04:05:06.789' n; find . -newermt 2000-01-01 ! -newermt 2002-01-01; chmod 2755 .; stat -c %a .; mkfifo p; (echo through > p &) ; cat p; rm p",
         );
     });
 }

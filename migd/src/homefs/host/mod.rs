@@ -225,8 +225,9 @@ impl HostView {
     /// Writes one whole frame to the device.
     fn write(&self, frame: &[u8]) -> io::Result<()> {
         let Some(device) = self.device() else { return Ok(()) };
-        match (&*device).write(frame) {
-            Ok(_) => Ok(()),
+        // The device takes a frame whole or not at all (fuse_dev_do_write): there is no rest to write.
+        match (&*device).write_all(frame) {
+            Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // The request was aborted, the poller has gone, or the mount has.
                 Some(libc::ENOENT | libc::ENODEV | libc::ENOTCONN | libc::EPERM) => Ok(()),
