@@ -4,5 +4,7 @@
 pub mod api;
 pub mod client;
 pub mod cluster_key;
+pub mod config;
+pub mod daemon;
 pub mod homefs;
 pub mod shepherd;

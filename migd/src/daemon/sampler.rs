@@ -1,0 +1,106 @@
+//! The thread that looks at this node every second: runnable threads, CPU use, memory, job processes.
+
+use super::machine::{Machine, STANDARD_SPEED};
+use super::processes::{self, Stat};
+use super::{Daemon, registry};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How often.
+const EVERY: Duration = Duration::from_secs(1);
+/// What of the old load stays after a second: near openMosix' fast decay of 926 per mille for each of
+/// its intervals, of which it had ten a second.
+const DECAY_PER_SECOND: f64 = 0.46;
+
+/// Starts the thread; it ends with the daemon.
+pub fn start(daemon: &Arc<Daemon>) -> io::Result<()> {
+    let weak = Arc::downgrade(daemon);
+    let machine = Machine::find(daemon.config.cpus, daemon.config.mem_bytes);
+    std::thread::Builder::new().name("sampler".into()).spawn(move || run(&weak, &machine))?;
+    Ok(())
+}
+
+struct Before {
+    at: Instant,
+    cpu_ms: HashMap<(i32, u64), u64>,
+    runnable: f64,
+}
+
+fn run(daemon: &Weak<Daemon>, machine: &Machine) {
+    let mut before = Before { at: Instant::now(), cpu_ms: HashMap::new(), runnable: 0.0 };
+    loop {
+        let started = Instant::now();
+        {
+            let Some(daemon) = daemon.upgrade() else { return };
+            match processes::scan(daemon.units) {
+                Ok(stats) => sample(&daemon, machine, &stats, &mut before),
+                Err(error) => tracing::warn!(%error, "/proc cannot be read"),
+            }
+            registry::save(&daemon);
+        }
+        std::thread::sleep(EVERY.saturating_sub(started.elapsed()).max(Duration::from_millis(100)));
+    }
+}
+
+fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, before: &mut Before) {
+    let now = Instant::now();
+    let elapsed = now.saturating_duration_since(before.at).as_secs_f64().max(0.001);
+    let own = std::process::id() as i32;
+    let mut ours: Vec<i32> = stats.values().filter(|stat| stat.parent == own).map(|stat| stat.pid).collect();
+    ours.push(own);
+    let runnable = processes::runnable(stats, daemon.units, &ours) as f64;
+    let keep = DECAY_PER_SECOND.powf(elapsed);
+    before.runnable = before.runnable * keep + runnable * (1.0 - keep);
+    let cpu_ms: HashMap<(i32, u64), u64> =
+        stats.values().map(|stat| ((stat.pid, stat.start_time), stat.cpu_ms)).collect();
+    let used_ms: u64 =
+        cpu_ms.iter().map(|(id, ms)| ms.saturating_sub(before.cpu_ms.get(id).copied().unwrap_or(*ms))).sum();
+    (before.at, before.cpu_ms) = (now, cpu_ms);
+    let rss: u64 = stats.values().map(|stat| stat.rss_bytes).sum();
+    let offer = machine.offer(rss);
+
+    let uptime_ms = processes::uptime_ms();
+    let (look, nameless) = {
+        let mut state = daemon.lock();
+        state.measured = now;
+        let info = &mut state.own;
+        info.cpus = offer.cpus;
+        let speed = f64::from(info.speed.max(1)) / f64::from(STANDARD_SPEED);
+        info.load = round(before.runnable / speed / offer.cpus.max(0.01));
+        info.cpu_pct = round((used_ms as f64 / 10.0 / elapsed / offer.cpus.max(0.01)).min(100.0));
+        info.mem_total_bytes = offer.mem_total_bytes;
+        info.mem_available_bytes = offer.mem_available_bytes;
+        info.psi_cpu_some_pct = offer.psi_cpu_pct;
+        info.psi_memory_some_pct = offer.psi_memory_pct;
+        let look = state.jobs.scanned(&daemon.config.name, stats, now);
+        for process in state.jobs.processes.values_mut() {
+            if let Some(stat) = stats.get(&process.kept.pid) {
+                process.age_ms = stat.age_ms(daemon.units, uptime_ms);
+            }
+        }
+        for guest in state.guests.values_mut() {
+            guest.sampled(stats);
+        }
+        (look, state.jobs.nameless())
+    };
+    let looked: Vec<_> =
+        look.iter().map(|pid| (*pid, processes::command_line(*pid), processes::owner(*pid))).collect();
+    let names = nameless.into_iter().map(|uid| (uid, user_name(uid))).collect();
+    let mut state = daemon.lock();
+    state.jobs.name_users(names);
+    for (pid, command, uid) in looked {
+        state.jobs.looked(pid, command, uid);
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// The user's name, or the number if it has none. May ask the network: never on a task's path.
+pub fn user_name(uid: u32) -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid));
+    user.ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+}
