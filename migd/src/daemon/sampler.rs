@@ -3,6 +3,7 @@
 use super::machine::{Machine, STANDARD_SPEED};
 use super::processes::{self, Stat};
 use super::{Daemon, registry};
+use loadsched::Average;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Weak};
@@ -10,9 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
-/// What of the old load stays after a second: near openMosix' fast decay of 926 per mille for each of
-/// its intervals, of which it had ten a second.
-const DECAY_PER_SECOND: f64 = 0.46;
+/// The daemon and its shepherds are part of the measuring, not of the load.
+const OURS: &str = "migd";
 
 /// Starts the thread; it ends with the daemon.
 pub fn start(daemon: &Arc<Daemon>) -> io::Result<()> {
@@ -25,11 +25,11 @@ pub fn start(daemon: &Arc<Daemon>) -> io::Result<()> {
 struct Before {
     at: Instant,
     cpu_ms: HashMap<(i32, u64), u64>,
-    runnable: f64,
+    runnable: Average,
 }
 
 fn run(daemon: &Weak<Daemon>, machine: &Machine) {
-    let mut before = Before { at: Instant::now(), cpu_ms: HashMap::new(), runnable: 0.0 };
+    let mut before = Before { at: Instant::now(), cpu_ms: HashMap::new(), runnable: Average::default() };
     loop {
         let started = Instant::now();
         {
@@ -47,12 +47,10 @@ fn run(daemon: &Weak<Daemon>, machine: &Machine) {
 fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, before: &mut Before) {
     let now = Instant::now();
     let elapsed = now.saturating_duration_since(before.at).as_secs_f64().max(0.001);
-    let own = std::process::id() as i32;
-    let mut ours: Vec<i32> = stats.values().filter(|stat| stat.parent == own).map(|stat| stat.pid).collect();
-    ours.push(own);
-    let runnable = processes::runnable(stats, daemon.units, &ours) as f64;
-    let keep = DECAY_PER_SECOND.powf(elapsed);
-    before.runnable = before.runnable * keep + runnable * (1.0 - keep);
+    let runnable = processes::runnable(stats, daemon.units);
+    let counts = |pid: &i32| stats.get(pid).is_none_or(|stat| stat.comm != OURS);
+    let all: usize = runnable.iter().filter(|(pid, _)| counts(pid)).map(|(_, count)| count).sum();
+    before.runnable.see(all as f64, elapsed);
     let cpu_ms: HashMap<(i32, u64), u64> =
         stats.values().map(|stat| ((stat.pid, stat.start_time), stat.cpu_ms)).collect();
     let used_ms: u64 =
@@ -68,7 +66,7 @@ fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, befor
         let info = &mut state.own;
         info.cpus = offer.cpus;
         let speed = f64::from(info.speed.max(1)) / f64::from(STANDARD_SPEED);
-        info.load = round(before.runnable / speed / offer.cpus.max(0.01));
+        info.load = round(before.runnable.value() / speed / offer.cpus.max(0.01));
         info.cpu_pct = round((used_ms as f64 / 10.0 / elapsed / offer.cpus.max(0.01)).min(100.0));
         info.mem_total_bytes = offer.mem_total_bytes;
         info.mem_available_bytes = offer.mem_available_bytes;
@@ -76,8 +74,11 @@ fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, befor
         info.psi_memory_some_pct = offer.psi_memory_pct;
         let look = state.jobs.scanned(&daemon.config.name, stats, now);
         for process in state.jobs.processes.values_mut() {
-            if let Some(stat) = stats.get(&process.kept.pid) {
-                process.age_ms = stat.age_ms(daemon.units, uptime_ms);
+            let Some(stat) = stats.get(&process.kept.pid) else { continue };
+            process.age_ms = stat.age_ms(daemon.units, uptime_ms);
+            if process.node == daemon.config.name && process.moving.is_none() {
+                let wanting = runnable.get(&stat.pid).copied().unwrap_or(0);
+                process.wants(wanting as f64, now);
             }
         }
         for guest in state.guests.values_mut() {

@@ -8,7 +8,7 @@ use super::moves::{self, Cause};
 use super::processes::Stat;
 use crate::api::{MAX_LINE, ProcessInfo};
 use crate::config::Config;
-use crate::shepherd::control::{HomeEvent, HomeOrder, HostEvent, HostOrder};
+use crate::shepherd::control::{EXPELLED, HomeEvent, HomeOrder, HostEvent, HostOrder};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::sys::signal::SigSet;
 use nix::sys::wait::waitpid;
@@ -317,6 +317,10 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
                 outcome = flight.outcome.take();
             }
             if !dry_run {
+                let state = &mut *state;
+                if let Some(process) = state.jobs.processes.get(&pid).filter(|_| freeze_ms.is_some()) {
+                    state.policy.arrived(&process.node, &node, process);
+                }
                 state.jobs.arrived(pid, &node, freeze_ms, now);
             }
             if let Some(outcome) = outcome {
@@ -330,15 +334,22 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
         }
         HomeEvent::Retreat { reason } => {
             tracing::info!(pid, reason, "comes home");
-            state.jobs.retreated(pid, &reason, now);
+            let expelled = reason == EXPELLED;
+            if !expelled {
+                state.jobs.retreated(pid, &reason, now);
+            }
             drop(state);
-            moves::retreat(daemon, pid, Cause::Retreat);
+            moves::retreat(daemon, pid, if expelled { Cause::Expel } else { Cause::Retreat });
         }
         HomeEvent::GuestStat { cpu_ms, rss_bytes, state: letter } => {
             if let Some(process) = state.jobs.processes.get_mut(&pid) {
                 process.rss_bytes = rss_bytes;
                 process.state = letter;
                 process.used(cpu_ms, now);
+                // Several threads show in the CPU time only.
+                let wants = f64::from(u8::from(letter == 'R'));
+                let uses = process.cpu_pct / 100.0;
+                process.wants(if uses > 1.0 { wants.max(uses.ceil()) } else { wants }, now);
             }
         }
         HomeEvent::Gone { how, detail } => {

@@ -2,7 +2,7 @@
 
 use super::api_server::Answers;
 use super::moves::{self, Cause, Moving, Wish};
-use super::names::{Caller, Destination, error, find_node};
+use super::names::{Caller, Destination, error};
 use super::{Daemon, doctor, machine, policy, processes, switches};
 use crate::api::{
     ApiError, ErrorKind, Explanation, JobSpec, MigrateRequest, MigrationInfo, Request, Response, WhyReport,
@@ -306,12 +306,4 @@ async fn run_doctor(daemon: &Arc<Daemon>) -> Answered {
         error(ErrorKind::Failed, "the examination broke off", why.to_string(), "see the log of migd")
     })?;
     Ok(Response::Doctor { checks })
-}
-
-/// Whether a job may run on a node.
-pub fn allowed(any_of: &[String], nodes: &[crate::api::NodeInfo], own: &str, node: &str) -> bool {
-    any_of.is_empty()
-        || any_of
-            .iter()
-            .any(|name| name == node || find_node(nodes, own, name).is_ok_and(|found| found.name == node))
 }

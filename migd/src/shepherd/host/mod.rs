@@ -249,7 +249,7 @@ impl Host {
             // Taken by the sink.
             Event::Message(ToHost::Answer { .. }) => {}
             Event::Order(HostOrder::SendHome) => {
-                self.tell(&ToHome::Retreat { reason: "the host node expels its guests".into() });
+                self.tell(&ToHome::Retreat { reason: super::control::EXPELLED.into() });
             }
             Event::Interrupted(tid, reply) => self.repair_interrupted(tid, reply),
             Event::Lost(why) => return self.home_lost(&why),
@@ -376,7 +376,11 @@ impl Host {
 
     fn frozen(&self, pid: i32) -> Result<Tracee, checkpoint::tracee::TraceeError> {
         self.wiring.freezing.store(true, Ordering::Release);
-        let result = Tracee::freeze(pid);
+        // A call of the guest's that waits in its filter is let go by the supervisor alone.
+        let result = match &self.guest {
+            Some(guest) if guest.pid == pid => guest.supervisor.freeze(),
+            _ => Tracee::freeze(pid),
+        };
         if result.is_err() {
             self.wiring.freezing.store(false, Ordering::Release);
         }
