@@ -133,7 +133,7 @@ impl FileSource for ByPath {
 struct Guest {
     // In this order: the supervisor must outlive the house's last call.
     house: GuestHouse,
-    _supervisor: Supervisor,
+    supervisor: Supervisor,
     host: Arc<HostView>,
     pid: i32,
     home_pid: i32,
@@ -214,7 +214,7 @@ fn move_in(victim: &Victim) -> (Guest, Tracee) {
     let home = Arc::new(Home { view, deputy: victim.pid(), retreats: Mutex::new(sender) });
     let supervisor = Supervisor::start(listener, pid, home).expect("a supervisor");
     tracee.release().expect("runs");
-    let guest = Guest { house, _supervisor: supervisor, host, pid, home_pid: image.pid, retreats };
+    let guest = Guest { house, supervisor, host, pid, home_pid: image.pid, retreats };
     (guest, original)
 }
 
@@ -307,7 +307,7 @@ fn a_process_lives_in_its_house_as_at_home() {
     // What it cannot do here it waits for; it can be frozen and killed meanwhile.
     victim.master.write_all(b"os.fork()\n").expect("written");
     assert_eq!(guest.retreats.recv_timeout(Duration::from_secs(5)).expect("a retreat"), "clone");
-    Tracee::freeze(guest.pid).expect("freezes").thaw().expect("thaws");
+    guest.supervisor.freeze().expect("freezes").thaw().expect("thaws");
     assert_eq!(guest.retreats.recv_timeout(Duration::from_secs(5)).expect("again"), "clone");
     guest.house.kill(libc::SIGTERM).expect("sent");
     assert_eq!(event(&mut guest.house), HouseEvent::Ended { status: libc::SIGTERM });
@@ -324,7 +324,7 @@ fn a_house_ends_with_a_frozen_guest_in_it() {
     let victim = Victim::start();
     let (guest, original) = move_in(&victim);
     let (pid, init) = (guest.pid, guest.house.init());
-    let frozen = Tracee::freeze(pid).expect("freezes");
+    let frozen = guest.supervisor.freeze().expect("freezes");
     drop(frozen.into_tids());
     let start = Instant::now();
     drop(guest);

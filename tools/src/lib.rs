@@ -2,4 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod migrate;
+pub mod mosctl;
 pub mod moslab;
+pub mod mosmon;
+pub mod mosps;
+pub mod mosrun;
+pub mod output;

@@ -17,6 +17,7 @@ pub mod rw_flags;
 pub mod sched;
 pub mod seccomp;
 pub mod signalfd;
+pub mod sigpipe;
 pub mod statx;
 pub mod terminal_ioctl;
 pub mod thread_kick;

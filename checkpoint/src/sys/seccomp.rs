@@ -18,6 +18,10 @@ pub const FLAG_NEW_LISTENER: u64 = 8;
 /// `SECCOMP_FILTER_FLAG_TSYNC_ESRCH`: needed for both of these together.
 pub const FLAG_TSYNC_ESRCH: u64 = 16;
 
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` (5.19): once it is told, a call waits through signals that
+/// do not kill. A tracer's interrupt does not end it either: see [`Answer::Repeat`].
+pub const FLAG_WAIT_KILLABLE: u64 = 32;
+
 /// `AUDIT_ARCH_X86_64`.
 pub const ARCH_X86_64: u32 = 0xc000_003e;
 
@@ -74,6 +78,10 @@ pub enum Answer {
     Error(Errno),
     /// The kernel does it after all.
     Continue,
+    /// It is to be made again (`ERESTARTNOINTR`). Only for a thread that has been interrupted by its
+    /// tracer and has not stopped yet: on its way to that stop the kernel sees to the repetition, any
+    /// other thread would see a strange error.
+    Repeat,
 }
 
 /// Takes the next notification; waits for one. `ENOENT`: it went away meanwhile; ask again.
@@ -91,6 +99,7 @@ pub fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> Result<(), E
         Answer::Value(val) => (val, 0, 0),
         Answer::Error(errno) => (0, -(errno as i32), 0),
         Answer::Continue => (0, 0, CONTINUE),
+        Answer::Repeat => (0, -513, 0),
     };
     let response = Response { id, val, error, flags };
     // SAFETY: the request reads a `struct seccomp_notif_resp`, which outlives the call.

@@ -87,6 +87,12 @@ impl Tracee {
     ///
     /// Its parent sees nothing. A stub left by an earlier tracer is found and used again.
     pub fn freeze(pid: i32) -> Result<Tracee, TraceeError> {
+        Tracee::freeze_with(pid, &mut |_| {})
+    }
+
+    /// Like [`Tracee::freeze`]; calls `interrupted` with each TID once its thread has been asked to
+    /// stop, for whoever holds it up in the kernel (a seccomp notification) to let it go.
+    pub fn freeze_with(pid: i32, interrupted: &mut dyn FnMut(i32)) -> Result<Tracee, TraceeError> {
         tasks::refuse_foreign_tracer(pid)?;
         let mem = tasks::open_mem(pid)?;
         let mut tracee = Tracee {
@@ -115,6 +121,7 @@ impl Tracee {
                     Err(errno) => return Err(TraceeError::kernel("PTRACE_SEIZE", tid, errno)),
                 }
                 ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
+                interrupted(tid);
                 seized.push(tid);
                 asked.push(tid);
             }

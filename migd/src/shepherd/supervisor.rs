@@ -10,12 +10,17 @@
 //!   Asked --> Held: home cannot be reached, SIGTTOU is on its way
 //!   Held --> Asked: after a while
 //!   Told --> Held: retreat
-//!   Held --> [*]: frozen for the way home; the call is made there
+//!   Asked --> Frozen: Supervisor.freeze
+//!   Held --> Frozen: Supervisor.freeze
+//!   Frozen --> [*]: the call is made at home
+//!   Frozen --> Told: the move has failed
 //! ```
 //!
-//! A held call waits in the kernel until its thread is frozen, gets a signal or dies. A freeze that
-//! goes on at home repeats it there, natively; a move that fails repeats it here, and it is told
-//! again. What each call's fate is stands in `policy`.
+//! A call that was told waits in the kernel, through signals that do not kill: or those whose action
+//! has no `SA_RESTART` would end it with an `EINTR` that fork(2) does not have. So a tracer's interrupt
+//! does not end it either, and the guest must be frozen by [`Supervisor::freeze`], which lets its calls
+//! go: a freeze that goes on at home repeats them there, natively; a move that fails repeats them
+//! here, and they are told again. What each call's fate is stands in `policy`.
 //!
 //! It makes no call for the guest, and never decides by what it read of the guest's memory alone
 //! (another thread may write there): a thread that was meant to be allowed may at worst become a
@@ -32,11 +37,12 @@ pub use install::install;
 use super::session::{IdentityQuestion, Reply};
 use checkpoint::sys::fd::pidfd_open;
 use checkpoint::sys::seccomp::{self, ARCH_X86_64, Answer, Call};
+use checkpoint::tracee::{Tracee, TraceeError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use policy::{Rule, What, When};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -92,12 +98,24 @@ struct Shared {
     hooks: Arc<dyn SupervisorHooks>,
     /// By thread: one has one call.
     held: Mutex<HashMap<i32, Held>>,
+    waiting: Mutex<Waiting>,
     askers: AtomicUsize,
+}
+
+/// Who waits in a call.
+#[derive(Default)]
+struct Waiting {
+    /// Thread, notification: taken and not answered yet.
+    calls: HashMap<i32, u64>,
+    /// During a freeze: threads that have been interrupted. They cannot run before the freeze is over,
+    /// so a call that is taken now was made before.
+    interrupted: Option<HashSet<i32>>,
 }
 
 /// A running supervisor. Dropping it stops it: filtered calls then fail with `ENOSYS` when the last
 /// copy of the listener is closed, so the guest must have ended or be frozen for good by then.
 pub struct Supervisor {
+    shared: Arc<Shared>,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -111,13 +129,21 @@ impl Supervisor {
             pidfd: pidfd_open(guest)?,
             hooks,
             held: Mutex::default(),
+            waiting: Mutex::default(),
             askers: AtomicUsize::new(0),
         });
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
-        let stopped = Arc::clone(&stop);
+        let (theirs, stopped) = (Arc::clone(&shared), Arc::clone(&stop));
         let thread =
-            thread::Builder::new().name("supervisor".into()).spawn(move || run(&shared, &stopped))?;
-        Ok(Supervisor { stop, thread: Some(thread) })
+            thread::Builder::new().name("supervisor".into()).spawn(move || run(&theirs, &stopped))?;
+        Ok(Supervisor { shared, stop, thread: Some(thread) })
+    }
+
+    /// Freezes the guest, whatever call it waits in. To be used instead of [`Tracee::freeze`], which
+    /// would wait in vain for a thread in a call that was told.
+    pub fn freeze(&self) -> Result<Tracee, TraceeError> {
+        let _guard = Freezing::begin(&self.shared);
+        Tracee::freeze_with(self.shared.guest, &mut |tid| self.shared.let_go(tid))
     }
 }
 
@@ -146,7 +172,7 @@ fn run(shared: &Arc<Shared>, stop: &EventFd) {
         }
         if told.contains(PollFlags::POLLIN) {
             match seccomp::receive(shared.listener.as_fd()) {
-                Ok(call) => shared.tell(call),
+                Ok(call) => shared.take(call),
                 // It was interrupted before it was taken.
                 Err(Errno::ENOENT | Errno::EINTR) => {}
                 Err(error) => return tracing::error!(%error, "the guest's calls cannot be heard"),
@@ -159,7 +185,46 @@ fn run(shared: &Arc<Shared>, stop: &EventFd) {
     }
 }
 
+/// As long as it lives, interrupted threads are let go.
+struct Freezing<'a>(&'a Shared);
+
+impl Freezing<'_> {
+    fn begin(shared: &Shared) -> Freezing<'_> {
+        shared.waiting().interrupted = Some(HashSet::new());
+        Freezing(shared)
+    }
+}
+
+impl Drop for Freezing<'_> {
+    fn drop(&mut self) {
+        self.0.waiting().interrupted = None;
+    }
+}
+
 impl Shared {
+    fn take(self: &Arc<Self>, call: Call) {
+        let mut waiting = self.waiting();
+        if waiting.interrupted.as_ref().is_some_and(|interrupted| interrupted.contains(&call.tid)) {
+            let _ = seccomp::answer(self.listener.as_fd(), call.id, Answer::Repeat);
+            return;
+        }
+        waiting.calls.insert(call.tid, call.id);
+        drop(waiting);
+        self.tell(call);
+    }
+
+    /// The thread has been interrupted by its tracer.
+    fn let_go(&self, tid: i32) {
+        let mut waiting = self.waiting();
+        if let Some(interrupted) = &mut waiting.interrupted {
+            interrupted.insert(tid);
+        }
+        if let Some(id) = waiting.calls.remove(&tid) {
+            // ENOENT: it has been answered, or killed.
+            let _ = seccomp::answer(self.listener.as_fd(), id, Answer::Repeat);
+        }
+    }
+
     fn tell(self: &Arc<Self>, call: Call) {
         // A new call of this thread: the one before is over.
         self.held().remove(&call.tid);
@@ -257,8 +322,12 @@ impl Shared {
         let retreat = match outcome {
             Outcome::Nothing => return,
             Outcome::Answer(answer) => {
-                // ENOENT: a signal or a freeze was quicker; the call is repeated.
+                // ENOENT: a freeze was quicker, and the call is repeated; or death.
                 let _ = seccomp::answer(self.listener.as_fd(), call.id, answer);
+                let mut waiting = self.waiting();
+                if waiting.calls.get(&call.tid) == Some(&call.id) {
+                    waiting.calls.remove(&call.tid);
+                }
                 return;
             }
             Outcome::Again => None,
@@ -290,6 +359,10 @@ impl Shared {
                 None => self.tell(call),
             }
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<i32, Held>> {

@@ -1,1 +1,6 @@
-fn main() {}
+//! `mosrun`: everything is in [`tools::mosrun`].
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    tools::mosrun::main()
+}

@@ -57,6 +57,9 @@ enum Verb {
         /// As which user of the node
         #[arg(short, long, value_name = "NAME", default_value = "root")]
         user: String,
+        /// Not held to the node's share of the CPUs
+        #[arg(long)]
+        unlimited: bool,
         /// node1, node2, …
         node: String,
         /// The command and its arguments
@@ -126,7 +129,8 @@ enum Verb {
     #[command(name = "__login", hide = true)]
     Login {
         user: String,
-        group: PathBuf,
+        #[arg(long)]
+        group: Option<PathBuf>,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
@@ -156,8 +160,8 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::Up { lab, nodes, cpus_per_node, bandwidth, json } => {
             up(&Place::new(&lab.name)?, &Wishes { nodes, cpus_per_node, bandwidth }, json)
         }
-        Verb::Exec { lab, user, node, command } => {
-            exec::exec(&Place::new(&lab.name)?, &node, &user, &command)
+        Verb::Exec { lab, user, unlimited, node, command } => {
+            exec::exec(&Place::new(&lab.name)?, &node, &user, unlimited, &command)
         }
         Verb::Kill { lab, node } => order(&lab, Order::Kill { node }),
         Verb::Partition { lab, nodes } => order(&lab, Order::Partition { nodes }),
@@ -174,7 +178,7 @@ fn run(verb: Verb) -> Result<u8> {
         }
         Verb::NodeInit { config } => node::init(&config),
         Verb::NodePid1 { config } => node::pid1(&config),
-        Verb::Login { user, group, command } => login::login(&user, &group, &command),
+        Verb::Login { user, group, command } => login::login(&user, group.as_deref(), &command),
         Verb::RawSend(arguments) => bench::raw_send(&arguments),
         Verb::RawReceive(arguments) => bench::raw_receive(&arguments),
     }

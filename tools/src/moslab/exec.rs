@@ -4,6 +4,7 @@
 //! group, so that the terminal's Ctrl-C and Ctrl-Z reach the command by themselves. It passes on the
 //! signals that somebody sends to itself, stops when the command stops, and ends as the command ends.
 
+use super::binaries::own_program;
 use super::identity::ProcessId;
 use super::place::Place;
 use super::state::LabState;
@@ -14,22 +15,25 @@ use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::process::Command;
 
 /// Passed on to the command if a process sent them to us.
 const PASSED: [Signal; 6] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Runs the command and returns its exit status, 128+N if signal N ended it.
-pub fn exec(place: &Place, node: &str, user: &str, command: &[OsString]) -> Result<u8> {
+/// Runs the command and returns its exit status, 128+N if signal N ended it. `unlimited`: not counted
+/// against the node's share of the CPUs.
+pub fn exec(place: &Place, node: &str, user: &str, unlimited: bool, command: &[OsString]) -> Result<u8> {
     if !nix::unistd::geteuid().is_root() {
         bail!("only root can enter a node: run moslab as root");
     }
     let state = LabState::of_running(place)?;
     let (node, init) = state.running_node(node)?;
-    let group = state.cgroups.first().map(|lab| lab.join(&node.name)).unwrap_or_default();
+    let group = match state.cgroups.first() {
+        Some(lab) if !unlimited => Some(lab.join(&node.name)),
+        _ => None,
+    };
     let mut watched: SigSet = PASSED.into_iter().collect();
     for signal in [Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGCONT] {
         watched.add(signal);
@@ -37,9 +41,9 @@ pub fn exec(place: &Place, node: &str, user: &str, command: &[OsString]) -> Resu
     watched.thread_block()?;
     let signals = SignalFd::new(&watched)?;
     enter(init)?;
-    let child = Command::new("/proc/self/exe")
+    let child = own_program()
         .args(["__login", user])
-        .arg(&group)
+        .args(group.iter().flat_map(|group| [OsStr::new("--group"), group.as_os_str()]))
         .arg("--")
         .args(command)
         .spawn()

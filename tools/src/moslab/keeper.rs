@@ -4,12 +4,13 @@
 //! `release` on its standard input when the lab may outlive the command. Until then, the end of that
 //! input (the command was interrupted or killed) ends the lab. `moslab demo` never releases it.
 
+use super::binaries::own_program;
 use super::cgroup::{self, CpuController};
 use super::control::{self, Answer, Order};
 use super::daemon;
 use super::identity::ProcessId;
 use super::node::NodeConfig;
-use super::place::{INSIDE, PORT, Place, node_name};
+use super::place::{PORT, Place, node_name};
 use super::state::{LabState, NodeState};
 use super::{mounts, net, sweep};
 use anyhow::{Context, Result, bail};
@@ -23,8 +24,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a node's daemon may take to answer and to see the others.
@@ -207,7 +208,7 @@ impl Keeper {
         let path = self.place.node_config(&config.name);
         fs::write(&path, serde_json::to_vec(&config)?)?;
         let log = fs::OpenOptions::new().create(true).append(true).open(&config.log)?;
-        let mut outer = Command::new("/proc/self/exe")
+        let mut outer = own_program()
             .arg("__node-init")
             .arg(&path)
             .current_dir("/")
@@ -432,20 +433,4 @@ fn input_ended() -> bool {
     let stdin = std::io::stdin();
     let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
     matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
-}
-
-/// The folder of the commands: where this one is.
-pub fn binaries() -> Result<PathBuf> {
-    let own = fs::read_link("/proc/self/exe").context("/proc does not show where this program is")?;
-    let dir = own.parent().context("this program is in no folder")?.to_path_buf();
-    if dir.starts_with(INSIDE) {
-        bail!("this is a node of a lab already; labs do not nest");
-    }
-    if !Path::new(&dir).join("migd").exists() {
-        bail!(
-            "migd is not beside {}; build everything first: `cargo build --release --workspace --bins`",
-            own.display()
-        );
-    }
-    Ok(dir)
 }

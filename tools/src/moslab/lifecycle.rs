@@ -1,10 +1,11 @@
 //! `up` and `down`: starting a lab's keeper, and making sure that nothing of a lab is left.
 
+use super::binaries::own_program;
 use super::control::{self, Order};
-use super::keeper::{self, Options};
+use super::keeper::Options;
 use super::place::{self, MAX_NODES, Place};
 use super::state::LabState;
-use super::{login, sweep};
+use super::{binaries, login, sweep};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,7 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 /// What the user may choose.
 #[derive(Debug, Clone)]
@@ -64,7 +65,7 @@ pub fn up(place: &Place, wishes: &Wishes, signals: Option<&SignalFd>) -> Result<
         nodes: wishes.nodes,
         cpus_per_node: share(wishes)?,
         bandwidth: wishes.bandwidth.clone(),
-        binaries: keeper::binaries()?,
+        binaries: binaries::folder()?,
         user: login::ordinary_user()?,
     };
     let mut keeper = claim(place, &options)?;
@@ -108,7 +109,7 @@ fn claim(place: &Place, options: &Options) -> Result<Child> {
         fs::create_dir_all(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     }
     let log = fs::File::create(place.keeper_log())?;
-    let keeper = Command::new("/proc/self/exe")
+    let keeper = own_program()
         .args(["__keeper", place.name(), &serde_json::to_string(options)?])
         .current_dir("/")
         .stdin(Stdio::piped())

@@ -76,13 +76,21 @@ pub fn prepare_user(node_dir: &Path, user: &str) -> Result<()> {
     Ok(())
 }
 
-/// `moslab __login USER GROUP -- COMMAND…`: becomes that user, and the command. Runs inside the node;
-/// `cgroup` is the node's control group, or empty. Does not return if it succeeds.
-pub fn login(user: &str, group: &Path, command: &[OsString]) -> Result<u8> {
+/// The user and group numbers of a node's user.
+pub fn ids(node_dir: &Path, user: &str) -> Result<(u32, u32)> {
+    let own = fs::read_to_string(node_dir.join("names/passwd"));
+    let passwd = own.or_else(|_| fs::read_to_string("/etc/passwd")).context("/etc/passwd cannot be read")?;
+    let account = accounts(&passwd).find(|account| account.name == user);
+    account.map(|account| (account.uid, account.gid)).with_context(|| format!("there is no user {user:?}"))
+}
+
+/// `moslab __login [--group DIR] USER -- COMMAND…`: becomes that user, and the command. Runs inside the
+/// node; `group` is the node's control group. Does not return if it succeeds.
+pub fn login(user: &str, group: Option<&Path>, command: &[OsString]) -> Result<u8> {
     // The caller of `moslab exec` blocks the signals it passes on.
     SigSet::all().thread_unblock()?;
     let account = find(user)?;
-    if !group.as_os_str().is_empty() {
+    if let Some(group) = group {
         cgroup::enter(group)?;
     }
     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));

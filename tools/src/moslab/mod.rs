@@ -13,6 +13,7 @@
 //! It is not a sandbox: root in a node is root of the machine.
 
 pub mod bench;
+pub mod binaries;
 pub mod cgroup;
 pub mod cli;
 pub mod control;

@@ -6,6 +6,7 @@
 //! reaps and takes orders, one word a line on its standard input. The end of that input means that the
 //! keeper is gone: PID 1 exits, and the kernel kills everything in the node.
 
+use super::binaries::own_program;
 use super::place::{INSIDE, PORT};
 use super::{cgroup, mounts, net};
 use anyhow::{Context, Result, bail};
@@ -62,11 +63,8 @@ pub fn init(config: &Path) -> Result<u8> {
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWPID;
     unshare(namespaces).context("the node's namespaces cannot be made; moslab needs root")?;
-    let mut first = Command::new("/proc/self/exe")
-        .arg("__node-pid1")
-        .arg(config)
-        .spawn()
-        .context("the node's PID 1 cannot be started")?;
+    let mut first =
+        own_program().arg("__node-pid1").arg(config).spawn().context("the node's PID 1 cannot be started")?;
     tell(&format!("init {}", first.id()))?;
     let status = first.wait()?;
     Ok(if status.success() { 0 } else { 1 })

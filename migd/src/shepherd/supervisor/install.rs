@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use checkpoint::sys::fd::{pidfd_getfd, pidfd_open};
 use checkpoint::sys::seccomp;
 use checkpoint::tracee::Tracee;
+use nix::errno::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 
 const PAGE: usize = 4096;
@@ -44,8 +45,16 @@ fn load(
         | seccomp::FLAG_TSYNC
         | seccomp::FLAG_TSYNC_ESRCH
         | seccomp::FLAG_SPEC_ALLOW;
-    let args = [seccomp::SET_MODE_FILTER, flags, at, 0, 0, 0];
-    let inside = tracee.must(0, "installing the system-call filter", libc::SYS_seccomp, args)?;
+    let args = |flags| [seccomp::SET_MODE_FILTER, flags, at, 0, 0, 0];
+    let mut inside = tracee.syscall(0, libc::SYS_seccomp, args(flags | seccomp::FLAG_WAIT_KILLABLE))?;
+    if inside == -i64::from(libc::EINVAL) {
+        // Before 5.19: a signal whose action has no SA_RESTART then ends a held call with EINTR.
+        inside = tracee.must(0, "installing the system-call filter", libc::SYS_seccomp, args(flags))?;
+    }
+    if inside < 0 {
+        let errno = Errno::from_raw(i32::try_from(-inside).unwrap_or(libc::EIO));
+        return Err(errno).context("installing the system-call filter");
+    }
     let taken = pidfd_open(tracee.pid()).and_then(|pidfd| pidfd_getfd(pidfd.as_fd(), inside as i32));
     tracee.must(0, "closing the listener", libc::SYS_close, [inside as u64, 0, 0, 0, 0, 0])?;
     taken.context("taking the listener out of the guest")

@@ -1,0 +1,6 @@
+//! `mosmon`: everything is in [`tools::mosmon`].
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    tools::mosmon::main()
+}
