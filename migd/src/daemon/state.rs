@@ -206,6 +206,10 @@ impl Daemon {
                     || other.identity.bump <= member.identity.bump
             })
         };
+        let up = |members: &[Member]| members.iter().filter(|m| m.state != foca::State::Down).count();
+        if up(&members) > up(&state.members) {
+            self.load_now.notify_one();
+        }
         state.members = members.iter().filter(|member| newest(member)).cloned().collect();
     }
 
@@ -223,7 +227,10 @@ pub async fn tell_load(daemon: Arc<Daemon>) {
     let mut every = tokio::time::interval(LOAD_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        every.tick().await;
+        tokio::select! {
+            _ = every.tick() => {}
+            () = daemon.load_now.notified() => {}
+        }
         let (info, addresses) = {
             let state = daemon.lock();
             if state.switches.quiet {
