@@ -122,6 +122,12 @@ impl State {
         state
     }
 
+    /// The migration `id` of this process, if it is under way. A number alone may be of a daemon's
+    /// earlier life.
+    pub fn flight(&mut self, id: u64, pid: i32) -> Option<&mut InFlight> {
+        self.migrations.get_mut(&id).filter(|flight| flight.info.pid == pid)
+    }
+
     /// Our own line, as of now.
     pub fn own_info(&self) -> NodeInfo {
         let away = |process: &&Process| process.node != self.own.name;
