@@ -146,6 +146,7 @@ async fn carry_out(daemon: &Arc<Daemon>, id: u64, wish: Wish) -> Result<Migratio
     if let Ok(figures) = &result {
         *info = with_figures(info.clone(), figures);
         info.phase = "done".into();
+        state.policy.took(info.total_ms, info.bytes);
     }
     if let Err(error) = &result {
         info.phase = "failed".into();
