@@ -1,5 +1,6 @@
 //! Freeze, read and rebuild Linux processes.
 
+pub mod cli;
 pub mod deputy;
 pub mod dump;
 pub mod image;

@@ -1,30 +1,29 @@
-//! The load-balancing policy: who should move where, and why.
+//! Who should run where: the policy, pure.
 //!
-//! Pure: the cluster as it is known, the time and the settings come in, decisions with reasons and all
-//! their numbers go out. No clock, no I/O, no threads; the daemon and the simulator run the same code.
+//! A [`Cluster`] goes in, [`Decision`]s with their reasons and numbers come out. There is no clock, no
+//! I/O and no thread here: ages and random numbers are part of the input, so that the daemon and a
+//! simulator of ten thousand nodes run the same code.
 //!
-//! * **Cost of a node** (opportunity cost; Amir, Awerbuch, Barak, Borgstrom, Keren, TPDS 2000): the
-//!   sum over its resources of `n^(used ÷ capacity)`, `n` the number of nodes. A process costs a
-//!   node what it adds: its *marginal cost*. See [`cost`].
-//! * **Move** when the marginal cost at the target is at most `hysteresis` (one half, as in that
-//!   paper) of what it is where the process runs, and when the time it will gain over its remaining
-//!   life, about its age so far (Harchol-Balter, Downey 1997), exceeds `gain_factor` × the predicted
-//!   cost of moving.
-//! * **Against thrash**: a minimum stay, few arrivals at a time, and load figures that are old are
-//!   corrected by the moves that they do not show yet ([`recent`]).
-//! * **Ushering**: a node short of memory gives up the smallest process that clears the deficit.
+//! * Cost of a node: the opportunity cost of Amir, Awerbuch, Barak, Borgstrom and Keren (IEEE TPDS 2000),
+//!   Σ over CPU and memory of base^(used ÷ capacity): the fuller a resource, the dearer its next part.
+//! * A move must at least halve the process' marginal cost (hysteresis), and what it gains over its
+//!   expected remaining life must exceed a multiple of what the move costs. A process that has used so
+//!   much CPU time is expected to use as much again (Harchol-Balter, Downey, ACM TOCS 1997).
+//! * Against thrash: a minimum residency, a bound on arrivals, and whatever is under way counts as load
+//!   already. A node that is short of memory sends away the smallest process that helps (ushering).
 //!
-//! CPU use is not normalised by the greatest load as in the paper: with few nodes the curve is then so
-//! flat that the halving rule stops long before the load is even (8 jobs on three nodes: 6, 1, 1).
+//! It does not predict, learn, or look beyond what it is shown.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod cost;
-pub mod load;
-pub mod recent;
-mod scheduler;
-pub mod settings;
+mod average;
+mod cost;
+mod decide;
+mod settings;
+mod view;
 
-pub use scheduler::{Action, Decision, NodeView, ProcView, Scheduler};
-pub use settings::Settings;
+pub use average::Average;
+pub use decide::{Action, Decision, decide, place};
+pub use settings::{Settings, SettingsError};
+pub use view::{Cluster, Node, Process, UnderWay};

@@ -151,7 +151,7 @@ fn names_cannot_leave_the_tree() {
 #[test]
 fn the_host_survives_anything() {
     no_panics();
-    mounted(Path::new("/"), Join::Memory, |m| {
+    mounted(Join::Memory, |m| {
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
             cases: 3000,
             failure_persistence: None,
@@ -215,7 +215,7 @@ impl Wire for Liar {
             *byte = if x >> 63 == 0 { 0 } else { (x >> 56) as u8 };
         }
         let mut out = ((16 + length) as u32).to_le_bytes().to_vec();
-        out.extend_from_slice(&(error as i32).to_le_bytes());
+        out.extend_from_slice(&i32::to_le_bytes(error));
         out.extend_from_slice(&header.unique.to_le_bytes());
         out.extend_from_slice(&body);
         if let Some(host) = self.0.lock().expect("not poisoned").as_ref().and_then(|w| w.upgrade()) {
@@ -239,21 +239,24 @@ fn a_lying_home_harms_nobody() {
         let none = None::<&str>;
         let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
         nix::mount::mount(none, "/", none, flags, none).expect("private");
-        let at = tempfile::tempdir().expect("temporary directory");
+        // Removed with rmdir only, which cannot reach into a mount.
+        let at = std::env::temp_dir().join(format!("migd-lying-home-{}", std::process::id()));
+        std::fs::create_dir(&at).expect("mkdir");
         let device = HostView::open_device().expect("/dev/fuse");
-        HostView::mount(device.as_fd(), at.path()).expect("mount");
+        HostView::mount(device.as_fd(), &at).expect("mount");
         let liar = Arc::new(Liar(Mutex::new(None), Mutex::new(42)));
         let host =
             HostView::start(device, liar.clone(), Arc::new(migd::homefs::host::NoHooks)).expect("host view");
         *liar.0.lock().expect("not poisoned") = Some(Arc::downgrade(&host));
         for n in 0..300 {
-            let path = at.path().join(format!("f{}", n % 7));
+            let path = at.join(format!("f{}", n % 7));
             let _ = std::fs::read(&path);
             let _ = std::fs::write(&path, "x");
-            let _ = std::fs::read_dir(at.path()).map(|d| d.take(1000).count());
+            let _ = std::fs::read_dir(&at).map(|d| d.take(1000).count());
         }
         host.stop();
-        nix::mount::umount2(at.path(), nix::mount::MntFlags::MNT_DETACH).expect("umount");
+        nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).expect("umount");
+        std::fs::remove_dir(&at).expect("rmdir");
     })
     .join();
     done.expect("no panic");

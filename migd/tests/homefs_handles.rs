@@ -6,7 +6,7 @@ mod homefs_support;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -20,8 +20,7 @@ const SHARED: HandleKind = HandleKind::Regular { shared_position: true };
 /// A temporary directory of home and the mount of all of home.
 fn with_dir(test: fn(&Mounted, &Path)) {
     for join in [Join::Memory, Join::Tcp] {
-        let base = tempfile::tempdir().expect("temporary directory");
-        mounted(Path::new("/"), join, move |m| test(m, base.path()));
+        mounted(join, move |m| test(m, &m.scratch));
     }
 }
 
@@ -250,7 +249,6 @@ fn a_user_has_his_rights_and_no_more() {
         let secret = dir.join("secret");
         fs::write(&secret, "s").expect("write");
         Command::new("chmod").args(["755"]).arg(dir).status().expect("chmod");
-        Command::new("chmod").arg("711").arg(&m.at).status().ok();
         let run = |script: &str| {
             let out = Command::new("setpriv")
                 .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script])
@@ -260,20 +258,40 @@ fn a_user_has_his_rights_and_no_more() {
             String::from_utf8_lossy(&out.stdout).into_owned()
         };
         Command::new("chmod").arg("600").arg(&secret).status().expect("chmod");
-        // The mount lies in a closed directory of root's; reach it by a bind.
-        let open = tempfile::tempdir_in("/tmp").expect("temporary directory");
-        Command::new("chmod").arg("755").arg(open.path()).status().expect("chmod");
-        let bind = nix::mount::MsFlags::MS_BIND;
-        nix::mount::mount(Some(&m.at), open.path(), None::<&str>, bind, None::<&str>).expect("bind");
-        let p = open.path().join(secret.strip_prefix("/").expect("absolute"));
+        let open = m.at.as_path();
+        let p = open.join(secret.strip_prefix("/").expect("absolute"));
         assert_eq!(run(&format!("cat {}", p.display())), "");
-        Command::new("setfacl").args(["-m", "u:65534:r"]).arg(&secret).status().ok();
-        fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
+        fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).expect("chmod");
         assert_eq!(run(&format!("cat {}", p.display())), "s");
         assert_eq!(run(&format!("echo x > {} || echo refused", p.display())), "refused\n");
-        let made = OpenOptions::new().write(true).create(true).mode(0o4755).open(m.path(dir.join("suid")));
-        drop(made.expect("create"));
-        nix::mount::umount2(open.path(), nix::mount::MntFlags::MNT_DETACH).expect("umount");
+        // The job's supplementary groups are home's business: they are not in a request.
+        let grouped = dir.join("grouped");
+        fs::write(&grouped, "g").expect("write");
+        std::os::unix::fs::chown(&grouped, None, Some(4000)).expect("chown");
+        fs::set_permissions(&grouped, PermissionsExt::from_mode(0o640)).expect("chmod");
+        let p = open.join(grouped.strip_prefix("/").expect("absolute"));
+        assert_eq!(run(&format!("cat {}", p.display())), "g");
+        // A write takes set-user-ID off.
+        let suid = dir.join("suid");
+        fs::write(&suid, "x").expect("write");
+        std::os::unix::fs::chown(&suid, Some(65534), Some(65534)).expect("chown");
+        fs::set_permissions(&suid, PermissionsExt::from_mode(0o6777)).expect("chmod");
+        let p = open.join(suid.strip_prefix("/").expect("absolute"));
+        assert_eq!(run(&format!("echo y > {0}; stat -c %a {0}", p.display())), "777\n");
+        assert_eq!(fs::metadata(&suid).expect("stat").mode() & 0o7777, 0o777);
+        // Root is not everybody once the deputy is known, and it is not root.
+        let mut deputy = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "60"])
+            .spawn()
+            .expect("setpriv");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        m.home.set_deputy(deputy.id() as i32).expect("deputy");
+        fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).expect("chmod");
+        let refused = File::open(m.path(&secret)).expect_err("root away is the job's user at home");
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+        assert!(File::open(m.path(&grouped)).is_err(), "the deputy has not that group");
+        deputy.kill().expect("kill");
+        deputy.wait().expect("wait");
     });
 }
 

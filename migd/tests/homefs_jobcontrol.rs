@@ -5,7 +5,6 @@ mod homefs_support;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -36,7 +35,7 @@ const SESSION: &str = "import os,sys,time,fcntl,termios,signal\n\
 
 #[test]
 fn a_background_read_stops_the_job_at_home() {
-    mounted(Path::new("/"), Join::Memory, |m| {
+    mounted(Join::Memory, |m| {
         let pty = nix::pty::openpty(None, None).expect("pty");
         let mut master = File::from(pty.master);
         let mut session = Command::new("python3")

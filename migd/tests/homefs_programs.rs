@@ -31,9 +31,8 @@ fn same(m: &Mounted, base: &Path, name: &str, script: &str) {
 }
 
 fn programs(join: Join) {
-    let base = tempfile::tempdir_in("/tmp").expect("temporary directory");
-    let dir = base.path().to_path_buf();
-    mounted(Path::new("/"), join, move |m| {
+    mounted(join, move |m| {
+        let dir = m.scratch.clone();
         let bind = nix::mount::MsFlags::MS_BIND | nix::mount::MsFlags::MS_REC;
         for name in ["proc", "dev"] {
             let from = Path::new("/").join(name);
@@ -79,7 +78,25 @@ fn programs(join: Join) {
             m,
             &dir,
             "sparse",
-            "truncate -s 10M s; printf x | dd of=s bs=1 seek=5000000 conv=notrunc 2>/dev/null; cp --sparse=always s t; cmp s t; du -k t | cut -f1; fallocate -l 1M u; stat -c %s u; fallocate -p -o 0 -l 4096 u; setfattr -n user.a -v b u; getfattr -d u",
+            "truncate -s 10M s; printf x | dd of=s bs=1 seek=5000000 conv=notrunc 2>/dev/null; cp --sparse=always s t; cmp s t; du -k t | cut -f1; fallocate -l 1M u; stat -c %s u; fallocate -p -o 0 -l 4096 u; stat -c %W s | grep -c ^[1-9]; /usr/bin/python3 -c \"import os; os.setxattr('u','user.a',b'b'); print(os.listxattr('u'),os.getxattr('u','user.a')); os.removexattr('u','user.a'); print(os.listxattr('u'))\"",
+        );
+        same(
+            m,
+            &dir,
+            "parallel",
+            "mkdir src; cp -a /usr/share/perl5 src/; for n in 1 2 3 4 5 6; do (cp -a src c$n; find c$n -type f -name '*.pm' | xargs cat | md5sum > sum$n; rm -r c$n) & done; wait; cat sum?; rm -r src",
+        );
+        same(
+            m,
+            &dir,
+            "git",
+            "export HOME=$PWD GIT_AUTHOR_DATE='2020-01-01T00:00:00Z' GIT_COMMITTER_DATE='2020-01-01T00:00:00Z'; git init -q -b m r 2>&1; cd r; git config user.email a@b; git config user.name a; seq 1000 > f; git add f; git commit -qm x; git mv f g; git commit -qm y; git log --format=%H; git fsck 2>&1; cd ..; git clone -q r s 2>&1; cmp r/g s/g; rm -rf r s",
+        );
+        same(
+            m,
+            &dir,
+            "temporary",
+            "/usr/bin/python3 -c \"import tempfile,os,mmap; t=tempfile.TemporaryFile(dir='.'); t.write(b'x'*10000); t.flush(); v=mmap.mmap(t.fileno(),0); print(v[9999:]); fd=os.open('.',os.O_TMPFILE|os.O_RDWR,0o640); os.write(fd,b'abc'); import ctypes; print(ctypes.CDLL(None).linkat(-100,b'/proc/self/fd/%d'%fd,-100,b'linked',0x400)); print(os.stat('linked').st_size, oct(os.stat('linked').st_mode))\"; mv -n linked n; ln -s n l; rename_noreplace() { /usr/bin/python3 -c \"import ctypes,os; c=ctypes.CDLL(None,use_errno=True); print(c.renameat2(-100,b'n',-100,b'l',1), os.strerror(ctypes.get_errno())); print(c.renameat2(-100,b'n',-100,b'l',2))\"; }; rename_noreplace; ls -F; touch -d '2001-02-03 04:05:06.789' n; find . -newermt 2000-01-01 ! -newermt 2002-01-01; chmod 2755 .; stat -c %a .; mkfifo p; (echo through > p &) ; cat p; rm p",
         );
     });
 }

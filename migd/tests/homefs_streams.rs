@@ -7,7 +7,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,8 +48,8 @@ fn set_nonblock(file: &File, on: bool) {
 }
 
 fn both(test: fn(&Mounted)) {
-    mounted(Path::new("/"), Join::Memory, test);
-    mounted(Path::new("/"), Join::Tcp, test);
+    mounted(Join::Memory, test);
+    mounted(Join::Tcp, test);
 }
 
 #[test]
@@ -269,11 +268,10 @@ fn select_finds_room_to_write() {
 
 #[test]
 fn fifos_of_the_tree_meet_programs_at_home() {
-    let base = tempfile::tempdir().expect("temporary directory");
-    let fifo = base.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).expect("mkfifo");
-    both_with(fifo, |m, fifo| {
-        let at_home = fifo.to_path_buf();
+    both(|m| {
+        let fifo = m.scratch.join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).expect("mkfifo");
+        let at_home = fifo.clone();
         let other = thread::spawn(move || {
             thread::sleep(SOON);
             let mut w = File::create(at_home).expect("open at home");
@@ -281,28 +279,21 @@ fn fifos_of_the_tree_meet_programs_at_home() {
         });
         let mut got = String::new();
         let started = Instant::now();
-        let mut file = File::open(m.path(fifo)).expect("opens");
+        let mut file = File::open(m.path(&fifo)).expect("opens");
         assert!(started.elapsed() >= SOON, "waits for the other end");
         file.read_to_string(&mut got).expect("read");
         assert_eq!(got, "from home");
         drop(file);
         other.join().expect("writer");
-        let none = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(m.path(fifo));
+        let none = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(m.path(&fifo));
         assert_eq!(none.expect_err("nobody reads").raw_os_error(), Some(libc::ENXIO));
         // An open that waits can be interrupted.
         let started = Instant::now();
-        let script = format!("timeout 0.2 cat {}", m.path(fifo).display());
+        let script = format!("timeout 0.2 cat {}", m.path(&fifo).display());
         Command::new("sh").args(["-c", &script]).status().expect("sh");
         assert!(started.elapsed() < Duration::from_secs(3));
-        assert!(std::fs::metadata(fifo).expect("stat").file_type().is_fifo());
+        assert!(std::fs::metadata(&fifo).expect("stat").file_type().is_fifo());
     });
-}
-
-fn both_with(path: std::path::PathBuf, test: fn(&Mounted, &Path)) {
-    for join in [Join::Memory, Join::Tcp] {
-        let path = path.clone();
-        mounted(Path::new("/"), join, move |m| test(m, &path));
-    }
 }
 
 #[test]
@@ -371,5 +362,31 @@ fn devices_of_the_tree() {
         let mut null = OpenOptions::new().read(true).write(true).open(m.path("/dev/null")).expect("null");
         null.write_all(&[3; 5000]).expect("swallows");
         assert_eq!(null.read(&mut buffer).expect("end"), 0);
+    });
+}
+
+#[test]
+fn a_host_that_is_gone_leaves_the_data() {
+    both(|m| {
+        let (r, w) = pipe();
+        let handle = m.home.add_handle(r, HandleKind::Stream).expect("handed over");
+        let mut on_a = File::open(m.path(m.home.handle_path(handle))).expect("open");
+        let waiting = thread::spawn(move || on_a.read(&mut [0; 64]).expect_err("cut off").raw_os_error());
+        thread::sleep(SOON);
+        let hold = m.home.hold();
+        m.home.disconnect(m.connection);
+        thread::sleep(SOON);
+        let mut w = File::from(w);
+        w.write_all(b"for the next host").expect("room");
+        homefs_support::second(m, |b| {
+            let mut on_b = File::open(b.path(m.home.handle_path(handle))).expect("open");
+            drop(hold);
+            drop(w);
+            let mut all = String::new();
+            on_b.read_to_string(&mut all).expect("read");
+            assert_eq!(all, "for the next host");
+        });
+        m.host.stop();
+        assert_eq!(waiting.join().expect("reader"), Some(libc::ENOTCONN));
     });
 }

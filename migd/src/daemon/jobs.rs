@@ -5,6 +5,7 @@
 
 use super::processes::Stat;
 use crate::api::{JobSpec, ProcessInfo, WhyReport};
+use loadsched::Average;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -90,6 +91,13 @@ pub struct Process {
     pub retreats: u32,
     /// The balancer's last decision.
     pub why: Option<(Instant, WhyReport)>,
+    /// Threads of it that want to run, decayed.
+    pub demand: Average,
+    demand_seen: Option<Instant>,
+    /// CPU time in all places so far, ms.
+    pub total_cpu_ms: u64,
+    /// Moves of the balancer that were refused in a row.
+    pub refusals: u32,
     /// When its CPU time was last looked at.
     sampled: Option<(Instant, u64)>,
 }
@@ -259,7 +267,7 @@ impl Jobs {
         let stay = RETREAT_STAY * (1 << process.retreats.min(6));
         process.retreats += 1;
         process.stay_until = Some(now + stay);
-        process.cantmove = Some(format!("came home for {reason}; stays for {} s", stay.as_secs()));
+        process.cantmove = Some(format!("came home for {reason}: stays for {} s", stay.as_secs()));
     }
 
     /// A lock was changed.
@@ -271,7 +279,7 @@ impl Jobs {
     }
 
     /// What to save, if anything has changed since the last time.
-    pub fn to_save(&mut self) -> Option<Saved> {
+    pub fn take_unsaved(&mut self) -> Option<Saved> {
         std::mem::take(&mut self.changed).then(|| Saved {
             next: self.next,
             jobs: self.jobs.values().cloned().collect(),
@@ -353,8 +361,19 @@ impl Process {
             stay_until: None,
             retreats: 0,
             why: None,
+            demand: Average::default(),
+            demand_seen: None,
+            total_cpu_ms: stat.cpu_ms,
+            refusals: 0,
             sampled: None,
         }
+    }
+
+    /// So many of its threads want to run now.
+    pub fn wants(&mut self, threads: f64, now: Instant) {
+        let elapsed = self.demand_seen.map_or(1.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        self.demand.see(threads, elapsed);
+        self.demand_seen = Some(now);
     }
 
     /// CPU time it has used so far where it runs.
@@ -364,7 +383,9 @@ impl Process {
             if elapsed < 200.0 {
                 return;
             }
-            let pct = cpu_ms.saturating_sub(before) as f64 / elapsed * 100.0;
+            let used = cpu_ms.saturating_sub(before);
+            self.total_cpu_ms = self.total_cpu_ms.saturating_add(used);
+            let pct = used as f64 / elapsed * 100.0;
             // Half of what is new each second: smooth, but quick to see a change.
             self.cpu_pct = (self.cpu_pct + pct) / 2.0;
         }
@@ -415,8 +436,8 @@ mod tests {
         jobs.register("n1", &stat(10, 1, 5), 1000, JobSpec { locked: true, ..JobSpec::default() });
         jobs.register("n1", &stat(11, 1, 5), 1000, JobSpec::default());
         jobs.arrived(10, "n2", Some(3.0), now);
-        let saved = jobs.to_save().expect("changed");
-        assert!(jobs.to_save().is_none());
+        let saved = jobs.take_unsaved().expect("changed");
+        assert!(jobs.take_unsaved().is_none());
         let text = serde_json::to_string(&saved).expect("encodes");
         let mut again = Jobs::default();
         let saved = serde_json::from_str(&text).expect("decodes");

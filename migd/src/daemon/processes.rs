@@ -105,23 +105,28 @@ fn parse(bytes: &[u8], units: Units) -> Option<Stat> {
     })
 }
 
-/// Threads that run or could run, without those of the processes in `except` (the daemon and its
-/// shepherds, which are part of the measuring).
-pub fn runnable(stats: &BTreeMap<i32, Stat>, units: Units, except: &[i32]) -> usize {
+/// Threads that run or could run, by process; those with none are left out.
+pub fn runnable(stats: &BTreeMap<i32, Stat>, units: Units) -> BTreeMap<i32, usize> {
     let mut buffer = Vec::with_capacity(1024);
-    let mut count = 0;
-    for stat in stats.values().filter(|stat| !except.contains(&stat.pid)) {
+    let mut counts = BTreeMap::new();
+    for stat in stats.values() {
         if stat.threads <= 1 {
-            count += usize::from(stat.state == 'R');
+            if stat.state == 'R' {
+                counts.insert(stat.pid, 1);
+            }
             continue;
         }
+        let mut count = 0;
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", stat.pid)) else { continue };
         for task in tasks.take(MAX_THREADS).flatten() {
             let Some(path) = task.path().join("stat").to_str().map(str::to_string) else { continue };
             count += usize::from(read_into(&path, units, &mut buffer).is_some_and(|t| t.state == 'R'));
         }
+        if count > 0 {
+            counts.insert(stat.pid, count);
+        }
     }
-    count
+    counts
 }
 
 /// Its command line, as `ps` shows it; empty if it has none (any more).
@@ -132,7 +137,8 @@ pub fn command_line(pid: i32) -> String {
     }
     let words: Vec<_> =
         bytes.split(|b| *b == 0).filter(|word| !word.is_empty()).map(String::from_utf8_lossy).collect();
-    words.join(" ")
+    // A program may put anything there, and lists go to terminals.
+    words.join(" ").replace(char::is_control, " ")
 }
 
 /// Its owner: the real user id.
@@ -176,7 +182,7 @@ mod tests {
         let stats = scan(units).expect("a /proc");
         let own = std::process::id() as i32;
         assert_eq!(stats[&own].pid, own);
-        assert!(runnable(&stats, units, &[]) >= 1);
+        assert!(runnable(&stats, units)[&own] >= 1);
         assert!(command_line(own).contains("migd"));
         assert_eq!(owner(own), Some(nix::unistd::getuid().as_raw()));
         assert!(read(own, units).expect("there").age_ms(units, uptime_ms()) < 600_000);

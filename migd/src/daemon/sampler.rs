@@ -3,6 +3,7 @@
 use super::machine::{Machine, STANDARD_SPEED};
 use super::processes::{self, Stat};
 use super::{Daemon, registry};
+use loadsched::Average;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Weak};
@@ -10,9 +11,11 @@ use std::time::{Duration, Instant};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
-/// What of the old load stays after a second: near openMosix' fast decay of 926 per mille for each of
-/// its intervals, of which it had ten a second.
-const DECAY_PER_SECOND: f64 = 0.46;
+/// Within that time it looks so often who wants to run, if a look is cheap: one alone says little.
+const LOOKS: u32 = 4;
+const CHEAP: Duration = Duration::from_millis(5);
+/// The daemon and its shepherds are part of the measuring, not of the load.
+const OURS: &str = "migd";
 
 /// Starts the thread; it ends with the daemon.
 pub fn start(daemon: &Arc<Daemon>) -> io::Result<()> {
@@ -25,34 +28,58 @@ pub fn start(daemon: &Arc<Daemon>) -> io::Result<()> {
 struct Before {
     at: Instant,
     cpu_ms: HashMap<(i32, u64), u64>,
-    runnable: f64,
+    runnable: Average,
 }
 
-fn run(daemon: &Weak<Daemon>, machine: &Machine) {
-    let mut before = Before { at: Instant::now(), cpu_ms: HashMap::new(), runnable: 0.0 };
-    loop {
-        let started = Instant::now();
-        {
-            let Some(daemon) = daemon.upgrade() else { return };
-            match processes::scan(daemon.units) {
-                Ok(stats) => sample(&daemon, machine, &stats, &mut before),
-                Err(error) => tracing::warn!(%error, "/proc cannot be read"),
-            }
-            registry::save(&daemon);
+/// Runnable threads by process, added up over several looks.
+#[derive(Default)]
+struct Seen {
+    looks: u32,
+    runnable: BTreeMap<i32, usize>,
+}
+
+impl Seen {
+    fn look(&mut self, stats: &BTreeMap<i32, Stat>, daemon: &Daemon) {
+        self.looks += 1;
+        for (pid, count) in processes::runnable(stats, daemon.units) {
+            *self.runnable.entry(pid).or_default() += count;
         }
-        std::thread::sleep(EVERY.saturating_sub(started.elapsed()).max(Duration::from_millis(100)));
+    }
+
+    fn mean(&self, pid: i32) -> f64 {
+        self.runnable.get(&pid).copied().unwrap_or(0) as f64 / f64::from(self.looks.max(1))
     }
 }
 
-fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, before: &mut Before) {
+fn run(daemon: &Weak<Daemon>, machine: &Machine) {
+    let mut before = Before { at: Instant::now(), cpu_ms: HashMap::new(), runnable: Average::default() };
+    loop {
+        let begun = Instant::now();
+        let mut seen = Seen::default();
+        loop {
+            let Some(daemon) = daemon.upgrade() else { return };
+            let started = Instant::now();
+            let stats = processes::scan(daemon.units).unwrap_or_default();
+            seen.look(&stats, &daemon);
+            let cheap = started.elapsed() <= CHEAP;
+            if !cheap || seen.looks >= LOOKS {
+                sample(&daemon, machine, &stats, &seen, &mut before);
+                registry::save(&daemon);
+                break;
+            }
+            drop(daemon);
+            std::thread::sleep(EVERY / LOOKS);
+        }
+        std::thread::sleep(EVERY.saturating_sub(begun.elapsed()).max(Duration::from_millis(50)));
+    }
+}
+
+fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, seen: &Seen, before: &mut Before) {
     let now = Instant::now();
     let elapsed = now.saturating_duration_since(before.at).as_secs_f64().max(0.001);
-    let own = std::process::id() as i32;
-    let mut ours: Vec<i32> = stats.values().filter(|stat| stat.parent == own).map(|stat| stat.pid).collect();
-    ours.push(own);
-    let runnable = processes::runnable(stats, daemon.units, &ours) as f64;
-    let keep = DECAY_PER_SECOND.powf(elapsed);
-    before.runnable = before.runnable * keep + runnable * (1.0 - keep);
+    let counts = |pid: &i32| stats.get(pid).is_none_or(|stat| stat.comm != OURS);
+    let all: f64 = seen.runnable.keys().filter(|pid| counts(pid)).map(|pid| seen.mean(*pid)).sum();
+    before.runnable.see(all, elapsed);
     let cpu_ms: HashMap<(i32, u64), u64> =
         stats.values().map(|stat| ((stat.pid, stat.start_time), stat.cpu_ms)).collect();
     let used_ms: u64 =
@@ -68,7 +95,7 @@ fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, befor
         let info = &mut state.own;
         info.cpus = offer.cpus;
         let speed = f64::from(info.speed.max(1)) / f64::from(STANDARD_SPEED);
-        info.load = round(before.runnable / speed / offer.cpus.max(0.01));
+        info.load = round(before.runnable.value() / speed / offer.cpus.max(0.01));
         info.cpu_pct = round((used_ms as f64 / 10.0 / elapsed / offer.cpus.max(0.01)).min(100.0));
         info.mem_total_bytes = offer.mem_total_bytes;
         info.mem_available_bytes = offer.mem_available_bytes;
@@ -76,8 +103,10 @@ fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, befor
         info.psi_memory_some_pct = offer.psi_memory_pct;
         let look = state.jobs.scanned(&daemon.config.name, stats, now);
         for process in state.jobs.processes.values_mut() {
-            if let Some(stat) = stats.get(&process.kept.pid) {
-                process.age_ms = stat.age_ms(daemon.units, uptime_ms);
+            let Some(stat) = stats.get(&process.kept.pid) else { continue };
+            process.age_ms = stat.age_ms(daemon.units, uptime_ms);
+            if process.node == daemon.config.name && process.moving.is_none() {
+                process.wants(seen.mean(stat.pid), now);
             }
         }
         for guest in state.guests.values_mut() {

@@ -8,7 +8,7 @@ use super::moves::{self, Cause};
 use super::processes::Stat;
 use crate::api::{MAX_LINE, ProcessInfo};
 use crate::config::Config;
-use crate::shepherd::control::{HomeEvent, HomeOrder, HostEvent, HostOrder};
+use crate::shepherd::control::{EXPELLED, HomeEvent, HomeOrder, HostEvent, HostOrder};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::sys::signal::SigSet;
 use nix::sys::wait::waitpid;
@@ -303,7 +303,7 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
     match event {
         HomeEvent::Ready => {}
         HomeEvent::Progress { id, phase, bytes, wire_bytes } => {
-            if let Some(flight) = state.migrations.get_mut(&id) {
+            if let Some(flight) = state.flight(id, pid) {
                 flight.info.phase = phase;
                 flight.info.bytes = bytes;
                 flight.info.wire_bytes = wire_bytes;
@@ -311,12 +311,16 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
         }
         HomeEvent::Moved { id, node, figures } => {
             let (mut dry_run, mut freeze_ms, mut outcome) = (false, None, None);
-            if let Some(flight) = state.migrations.get_mut(&id) {
+            if let Some(flight) = state.flight(id, pid) {
                 dry_run = flight.dry_run;
                 freeze_ms = Some(figures.freeze_us as f64 / 1000.0);
                 outcome = flight.outcome.take();
             }
             if !dry_run {
+                let state = &mut *state;
+                if let Some(process) = state.jobs.processes.get(&pid).filter(|_| freeze_ms.is_some()) {
+                    state.policy.arrived(&process.node, &node, process);
+                }
                 state.jobs.arrived(pid, &node, freeze_ms, now);
             }
             if let Some(outcome) = outcome {
@@ -324,21 +328,28 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
             }
         }
         HomeEvent::MoveFailed { id, error } => {
-            if let Some(outcome) = state.migrations.get_mut(&id).and_then(|flight| flight.outcome.take()) {
+            if let Some(outcome) = state.flight(id, pid).and_then(|flight| flight.outcome.take()) {
                 let _ = outcome.send(Err(error));
             }
         }
         HomeEvent::Retreat { reason } => {
             tracing::info!(pid, reason, "comes home");
-            state.jobs.retreated(pid, &reason, now);
+            let expelled = reason == EXPELLED;
+            if !expelled {
+                state.jobs.retreated(pid, &reason, now);
+            }
             drop(state);
-            moves::retreat(daemon, pid, Cause::Retreat);
+            moves::retreat(daemon, pid, if expelled { Cause::Expel } else { Cause::Retreat });
         }
         HomeEvent::GuestStat { cpu_ms, rss_bytes, state: letter } => {
             if let Some(process) = state.jobs.processes.get_mut(&pid) {
                 process.rss_bytes = rss_bytes;
                 process.state = letter;
                 process.used(cpu_ms, now);
+                // Several threads show in the CPU time only.
+                let wants = f64::from(u8::from(letter == 'R'));
+                let uses = process.cpu_pct / 100.0;
+                process.wants(if uses > 1.0 { wants.max(uses.ceil()) } else { wants }, now);
             }
         }
         HomeEvent::Gone { how, detail } => {

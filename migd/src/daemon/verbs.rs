@@ -2,7 +2,7 @@
 
 use super::api_server::Answers;
 use super::moves::{self, Cause, Moving, Wish};
-use super::names::{Caller, Destination, error, find_node};
+use super::names::{Caller, Destination, error};
 use super::{Daemon, doctor, machine, policy, processes, switches};
 use crate::api::{
     ApiError, ErrorKind, Explanation, JobSpec, MigrateRequest, MigrationInfo, Request, Response, WhyReport,
@@ -158,6 +158,7 @@ async fn migrate(
     for pid in pids {
         let Some(to) = node_for(daemon, pid, &destination) else { continue };
         let wish = Wish { pid, to, cause: Cause::User, dry_run: request.dry_run, limit };
+        moves::settled(daemon, pid, limit).await;
         match moves::begin(daemon, wish) {
             Ok((id, ends)) => moving.push((pid, id, ends)),
             Err(error) => drop(first_error.get_or_insert(error)),
@@ -260,6 +261,7 @@ async fn pin(daemon: &Arc<Daemon>, caller: Caller, what: &str, node: Option<&str
         daemon.lock().jobs.set_locked(pid, true);
         let Some(to) = to.as_ref().and_then(|to| node_for(daemon, pid, to)) else { continue };
         let wish = Wish { pid, to, cause: Cause::User, dry_run: false, limit: moves::MOVE_LIMIT };
+        moves::settled(daemon, pid, moves::MOVE_LIMIT).await;
         let moved = match moves::begin(daemon, wish) {
             Ok((id, ends)) => finish(daemon, id, ends, None).await,
             Err(error) => Err(error),
@@ -306,12 +308,4 @@ async fn run_doctor(daemon: &Arc<Daemon>) -> Answered {
         error(ErrorKind::Failed, "the examination broke off", why.to_string(), "see the log of migd")
     })?;
     Ok(Response::Doctor { checks })
-}
-
-/// Whether a job may run on a node.
-pub fn allowed(any_of: &[String], nodes: &[crate::api::NodeInfo], own: &str, node: &str) -> bool {
-    any_of.is_empty()
-        || any_of
-            .iter()
-            .any(|name| name == node || find_node(nodes, own, name).is_ok_and(|found| found.name == node))
 }

@@ -181,6 +181,9 @@ pub struct MoveFigures {
     pub freeze_us: u64,
 }
 
+/// The reason of a [`HomeEvent::Retreat`] that came of [`HostOrder::SendHome`].
+pub const EXPELLED: &str = "the host node expels its guests";
+
 /// Host shepherd to daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

@@ -3,6 +3,11 @@
 //! The namespace belongs to the test's thread and the programs it starts, so when they are gone the
 //! mount is, whatever happened. Needs root and `/dev/fuse`; without them a test says so and is
 //! skipped.
+//!
+//! What is served is this machine's own tree, to a test that is root. So it is served from a mount
+//! namespace in which everything but the test's scratch directory is read-only: no mistake of a test
+//! or of the code under test can change the machine. Directories to mount on are only ever removed
+//! with rmdir, which cannot reach into a mount.
 #![allow(dead_code)]
 
 use std::io::{Read, Write};
@@ -10,6 +15,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use migd::homefs::{HomeView, HostHooks, HostView, Wire};
@@ -87,6 +94,8 @@ pub struct Mounted {
     pub connection: u64,
     /// Where the home file system is mounted.
     pub at: PathBuf,
+    /// The only directory of home that can be written.
+    pub scratch: PathBuf,
 }
 
 impl Mounted {
@@ -100,16 +109,24 @@ impl Mounted {
     pub fn chroot(&self, directory: &Path, script: &str) -> Output {
         let mut command = Command::new("chroot");
         command.arg(&self.at).args(["/bin/bash", "-c"]);
-        command.arg(format!("cd {} || exit 99; {script}", directory.display()));
+        command.arg(script_in(directory, script));
         command.stdin(Stdio::null());
         command.output().expect("chroot runs")
     }
 }
 
+fn script_in(directory: &Path, script: &str) -> String {
+    let tmp = directory.parent().unwrap_or(directory).display();
+    format!("cd {} || exit 99; export TMPDIR={tmp}; {script}", directory.display())
+}
+
 /// As [`Mounted::chroot`], but at home.
 pub fn native(directory: &Path, script: &str) -> Output {
-    let script = format!("cd {} || exit 99; {script}", directory.display());
-    Command::new("/bin/bash").args(["-c", &script]).stdin(Stdio::null()).output().expect("bash runs")
+    Command::new("/bin/bash")
+        .args(["-c", &script_in(directory, script)])
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash runs")
 }
 
 /// Output of a program that must have succeeded.
@@ -129,40 +146,87 @@ pub fn unavailable() -> Option<&'static str> {
     HostView::open_device().is_err().then_some("needs /dev/fuse")
 }
 
-/// Mounts `root` in a thread and mount namespace of its own and runs `test` there.
-pub fn mounted_with(
-    root: &Path,
-    join: Join,
-    hooks: Arc<dyn HostHooks>,
-    test: impl FnOnce(&Mounted) + Send + 'static,
-) {
+const NONE: Option<&str> = None;
+
+/// A directory to mount on.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(beside: &Path) -> Place {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let path = beside.with_extension(format!("mount{number}"));
+        std::fs::create_dir(&path).expect("mkdir");
+        Place(path)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// This machine's tree, read-only but for `scratch`, as an `O_PATH` descriptor that is good until the
+/// sender is dropped.
+fn read_only_home(scratch: &Path) -> (OwnedFd, Sender<()>) {
+    let (give, take) = channel();
+    let (end, wait) = channel::<()>();
+    let scratch = scratch.to_path_buf();
+    std::thread::spawn(move || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS).expect("own mount namespace");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(NONE, "/", NONE, private, NONE).expect("private");
+        nix::mount::mount(Some(&scratch), &scratch, NONE, MsFlags::MS_BIND, NONE).expect("bind");
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        for at in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(at) != scratch {
+                let done = nix::mount::mount(NONE, at, NONE, read_only, NONE);
+                // A mount hidden by another is out of reach anyway.
+                assert!(done.is_ok() || at != "/", "the root cannot be made read-only: {done:?}");
+            }
+        }
+        let probe = std::fs::create_dir("/.migd-test-must-not-be");
+        assert!(probe.is_err(), "home is writable");
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open("/", flags, Mode::empty()).expect("root opens");
+        give.send(root).expect("waited for");
+        let _ = wait.recv();
+    });
+    (take.recv().expect("a read-only view of this machine"), end)
+}
+
+/// Mounts this machine's tree in a thread and mount namespace of its own and runs `test` there.
+pub fn mounted_with(join: Join, hooks: Arc<dyn HostHooks>, test: impl FnOnce(&Mounted) + Send + 'static) {
     if let Some(why) = unavailable() {
         eprintln!("skipped: {why}");
         return;
     }
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let tree: OwnedFd = nix::fcntl::open(root, flags, Mode::empty()).expect("root opens");
-    let home = HomeView::new(tree, vec![], TOKEN).expect("home view");
-    let at = tempfile::tempdir().expect("temporary directory");
-    let place = at.path().to_path_buf();
+    let scratch = tempfile::tempdir().expect("temporary directory");
+    let (tree, home_lives) = read_only_home(scratch.path());
+    let home = HomeView::new(tree, vec![4000], TOKEN).expect("home view");
+    let place = Place::new(scratch.path());
+    let (at, inside) = (place.0.clone(), scratch.path().to_path_buf());
     let done = std::thread::spawn(move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNS).expect("own mount namespace");
-        let none = None::<&str>;
-        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(NONE, "/", NONE, private, NONE).expect("private");
         let device = HostView::open_device().expect("/dev/fuse");
-        HostView::mount(device.as_fd(), &place).expect("mount");
+        HostView::mount(device.as_fd(), &at).expect("mount");
         let (host, connection) = match join {
             Join::Memory => join_by_calls(&home, device, hooks),
             Join::Tcp => join_by_tcp(&home, device, hooks),
         };
-        let _ = HostView::raise_read_ahead(&place);
-        let mounted = Mounted { home, host, connection, at: place };
+        let mounted = Mounted { home, host, connection, at, scratch: inside };
         let _guard = Unmount(&mounted);
         test(&mounted);
     })
     .join();
+    drop(home_lives);
     let left = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    assert!(!left.contains(at.path().to_str().expect("UTF-8")), "still mounted");
+    assert!(!left.contains(place.0.to_str().expect("UTF-8")), "still mounted");
+    drop(place);
     if let Err(panic) = done {
         std::panic::resume_unwind(panic);
     }
@@ -179,8 +243,8 @@ impl Drop for Unmount<'_> {
 }
 
 /// [`mounted_with`] without care for interruptions.
-pub fn mounted(root: &Path, join: Join, test: impl FnOnce(&Mounted) + Send + 'static) {
-    mounted_with(root, join, Arc::new(migd::homefs::host::NoHooks), test);
+pub fn mounted(join: Join, test: impl FnOnce(&Mounted) + Send + 'static) {
+    mounted_with(join, Arc::new(migd::homefs::host::NoHooks), test);
 }
 
 pub fn join_by_calls(
@@ -226,11 +290,12 @@ fn join_by_tcp(home: &Arc<HomeView>, device: OwnedFd, hooks: Arc<dyn HostHooks>)
 
 /// Mounts the same home view a second time, as on another host.
 pub fn second(m: &Mounted, test: impl FnOnce(&Mounted)) {
-    let at = tempfile::tempdir().expect("temporary directory");
+    let place = Place::new(&m.scratch);
     let device = HostView::open_device().expect("/dev/fuse");
-    HostView::mount(device.as_fd(), at.path()).expect("mount");
+    HostView::mount(device.as_fd(), &place.0).expect("mount");
     let (host, connection) = join_by_calls(&m.home, device, Arc::new(migd::homefs::host::NoHooks));
-    let other = Mounted { home: Arc::clone(&m.home), host, connection, at: at.path().to_path_buf() };
+    let (home, scratch) = (Arc::clone(&m.home), m.scratch.clone());
+    let other = Mounted { home, host, connection, at: place.0.clone(), scratch };
     let _guard = Unmount(&other);
     test(&other);
 }

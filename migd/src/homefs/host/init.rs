@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::homefs::abi::{Answer, InHeader, MAX_PAGES, MAX_WRITE, Reader, Reply};
 
@@ -57,21 +57,17 @@ pub fn reply(header: &InHeader, body: &[u8], out: &mut Reply) -> Answer<()> {
     Ok(())
 }
 
-/// Raises the read-ahead of the mount at `at`; call it after [`super::HostView::start`]. It asks the
-/// file system nothing.
-pub fn raise_read_ahead(at: &Path) -> io::Result<()> {
-    let device = device_of(at)?;
-    fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string())
-}
-
-/// `MAJOR:MINOR` of the file system mounted at `at`.
-fn device_of(at: &Path) -> io::Result<String> {
-    use std::os::fd::AsFd;
-    let dir = nix::fcntl::open(
-        at,
-        nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    )?;
-    let st = checkpoint::sys::statx::statx_fd(dir.as_fd(), libc::AT_STATX_DONT_SYNC)?;
-    Ok(format!("{}:{}", st.stx_dev_major, st.stx_dev_minor))
+/// Raises the read-ahead of the mount that `device` serves, after INIT is answered. Where the kernel
+/// does not tell which mount that is (before Linux 6.16), or `/sys` is not here, reads of large files
+/// are slower and nothing else.
+pub fn raise_read_ahead(device: BorrowedFd<'_>) -> io::Result<()> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd()))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"));
+    let number: u32 = number
+        .and_then(|number| number.trim().parse().ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+    // The number is the mount's device in the kernel's form (`fuse_ctl_add_conn`).
+    let (major, minor) = (number >> 20, number & 0xf_ffff);
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    fs::write(path, READ_AHEAD_KIB.to_string())
 }

@@ -11,7 +11,7 @@ mod init;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -25,7 +25,6 @@ use nix::mount::MsFlags;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
-pub use self::init::raise_read_ahead;
 use super::Wire;
 use super::abi::{self, InHeader, MAX_FRAME, OutHeader, Reader, Reply, fopen, op};
 
@@ -147,11 +146,6 @@ impl HostView {
         Ok(view)
     }
 
-    /// Raises the read-ahead of the mount at `at` (see [`raise_read_ahead`]).
-    pub fn raise_read_ahead(at: &Path) -> io::Result<()> {
-        raise_read_ahead(at)
-    }
-
     /// A frame from home: the answer to a request, or a notification. Frames that are neither are
     /// refused with `InvalidData`, and an answer that comes too late is dropped.
     pub fn deliver(&self, frame: &[u8]) -> io::Result<()> {
@@ -231,8 +225,9 @@ impl HostView {
     /// Writes one whole frame to the device.
     fn write(&self, frame: &[u8]) -> io::Result<()> {
         let Some(device) = self.device() else { return Ok(()) };
-        match (&*device).write(frame) {
-            Ok(_) => Ok(()),
+        // The device takes a frame whole or not at all (fuse_dev_do_write): there is no rest to write.
+        match (&*device).write_all(frame) {
+            Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // The request was aborted, the poller has gone, or the mount has.
                 Some(libc::ENOENT | libc::ENODEV | libc::ENOTCONN | libc::EPERM) => Ok(()),
@@ -281,7 +276,15 @@ impl HostView {
             return;
         };
         let sent = match header.opcode {
-            op::INIT => return self.answer(&header, reply, |out| init::reply(&header, body, out)),
+            op::INIT => {
+                self.answer(&header, reply, |out| init::reply(&header, body, out));
+                if let Some(device) = self.device()
+                    && let Err(error) = init::raise_read_ahead(device.as_fd())
+                {
+                    tracing::debug!(%error, "the read-ahead of a guest's files stays as it is");
+                }
+                return;
+            }
             op::DESTROY => return self.answer(&header, reply, |_| Ok(())),
             op::IOCTL => return self.answer(&header, reply, |out| ioctl(body, out)),
             op::INTERRUPT => return self.interrupt(frame, body),

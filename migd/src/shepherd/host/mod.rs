@@ -249,7 +249,7 @@ impl Host {
             // Taken by the sink.
             Event::Message(ToHost::Answer { .. }) => {}
             Event::Order(HostOrder::SendHome) => {
-                self.tell(&ToHome::Retreat { reason: "the host node expels its guests".into() });
+                self.tell(&ToHome::Retreat { reason: super::control::EXPELLED.into() });
             }
             Event::Interrupted(tid, reply) => self.repair_interrupted(tid, reply),
             Event::Lost(why) => return self.home_lost(&why),

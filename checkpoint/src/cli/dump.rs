@@ -1,0 +1,288 @@
+//! `migckpt dump`: look, freeze, save, and end or let go.
+//!
+//! The process is ended only when its image is complete and on the disk; whatever fails before leaves
+//! it running as it was.
+
+use super::interrupt::Interrupt;
+use super::place::{self, Sink};
+use super::{FAILED, Failure, INTERRUPTED, Location, NOT_MIGRATABLE, REFUSED, USAGE, bytes};
+use crate::dump::{DumpError, Run, for_each_run, read_state};
+use crate::image::ProcessImage;
+use crate::image::stream::{Compress, Options, StreamError, StreamStats, StreamWriter};
+use crate::inventory::{self, Blocker, InventoryError, Rules};
+use crate::sys::ptrace::{self, Stop};
+use crate::tracee::{Recovered, Tracee, TraceeError, recover};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, clap::Args)]
+pub struct DumpArguments {
+    /// The process to save
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: i32,
+    /// Directory for the image, made if it is not there; - is the standard output
+    #[arg(long, value_name = "DIR|-")]
+    to: PathBuf,
+    /// Let the process go on afterwards
+    #[arg(long, conflicts_with = "leave_stopped")]
+    leave_running: bool,
+    /// Leave the process stopped afterwards, as by SIGSTOP
+    #[arg(long)]
+    leave_stopped: bool,
+    /// With its descendants; a process that has some is refused, as trees are not carried yet
+    #[arg(long)]
+    tree: bool,
+    /// Compression: auto (where it pays), off, or a level of zstd
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = compression)]
+    compress: Compress,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn compression(text: &str) -> Result<Compress, String> {
+    match text {
+        "auto" => Ok(Compress::Auto),
+        "off" => Ok(Compress::Off),
+        level => match level.parse() {
+            Ok(level) if (1..=19).contains(&level) => Ok(Compress::Level(level)),
+            _ => Err("use auto, off, or a level from 1 to 19".into()),
+        },
+    }
+}
+
+/// How a dump can fail; the process runs on in each case.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Tracee(#[from] TraceeError),
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    #[error("writing the image: {0}")]
+    Stream(#[from] StreamError),
+    #[error("writing the image: {0}")]
+    Commit(#[from] std::io::Error),
+    #[error("it cannot be carried")]
+    Blocked(Vec<Blocker>),
+    #[error("a signal asked this program to end")]
+    Interrupted,
+}
+
+/// What was done, for people and for programs.
+#[derive(Debug, serde::Serialize)]
+struct Report {
+    pid: i32,
+    to: String,
+    bytes: u64,
+    pages: u64,
+    zero_pages: u64,
+    image_bytes: u64,
+    freeze_ms: f64,
+    total_ms: f64,
+    left: &'static str,
+}
+
+pub fn run(arguments: &DumpArguments) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let pid = arguments.pid;
+    if pid == std::process::id() as i32 {
+        let next = "name another process";
+        return Err(Failure::new(USAGE, "cannot save this program itself", "it would stop itself", next));
+    }
+    let location = Location::of(&arguments.to);
+    let found = inventory::inspect(pid, Rules::Standalone).map_err(|error| not_looked_at(pid, &error))?;
+    if !found.blockers.is_empty() {
+        return Err(blocked(pid, &found.blockers));
+    }
+    let sink = Sink::create(&location)?;
+    let interrupt = Interrupt::hold()
+        .map_err(|errno| Failure::new(FAILED, "cannot hold signals back", errno, "try again"))?;
+    let frozen = Instant::now();
+    let stats = save(arguments, sink, &interrupt).map_err(|error| failure(pid, &error))?;
+    let report = Report {
+        pid,
+        to: arguments.to.display().to_string(),
+        bytes: stats.raw_bytes,
+        pages: stats.pages,
+        zero_pages: stats.zero_pages,
+        image_bytes: stats.wire_bytes,
+        freeze_ms: millis(frozen.elapsed()),
+        total_ms: millis(begun.elapsed()),
+        left: left(arguments),
+    };
+    tell(arguments, &location, &report);
+    Ok(())
+}
+
+fn left(arguments: &DumpArguments) -> &'static str {
+    match (arguments.leave_running, arguments.leave_stopped) {
+        (true, _) => "running",
+        (_, true) => "stopped",
+        _ => "ended",
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn save(arguments: &DumpArguments, sink: Sink, interrupt: &Interrupt) -> Result<StreamStats, Error> {
+    // A stub without a tracer was left by a program like this one that was killed.
+    if recover(arguments.pid)? == Recovered::Parked {
+        let what = "it stands for a guest that runs on another node".to_string();
+        return Err(Error::Blocked(vec![Blocker { kind: "kernel", what }]));
+    }
+    let mut tracee = Tracee::freeze(arguments.pid)?;
+    let written = write(&mut tracee, arguments, sink, interrupt);
+    match written {
+        Ok(stats) => {
+            let_go(tracee, arguments)?;
+            Ok(stats)
+        }
+        Err(error) => {
+            // It runs on whatever becomes of this; the first error is the one to tell.
+            let _ = tracee.thaw();
+            Err(error)
+        }
+    }
+}
+
+fn write(
+    tracee: &mut Tracee,
+    arguments: &DumpArguments,
+    sink: Sink,
+    interrupt: &Interrupt,
+) -> Result<StreamStats, Error> {
+    let image = read_state(tracee)?;
+    let blockers = inventory::image_blockers(&image, Rules::Standalone);
+    if !blockers.is_empty() {
+        return Err(Error::Blocked(blockers));
+    }
+    let mut stream = StreamWriter::new(sink, Options { compress: arguments.compress })?;
+    stream.state(&image)?;
+    write_memory(tracee, &image, &mut stream, interrupt)?;
+    let (sink, stats) = stream.finish()?;
+    sink.commit()?;
+    Ok(stats)
+}
+
+fn write_memory(
+    tracee: &Tracee,
+    image: &ProcessImage,
+    stream: &mut StreamWriter<Sink>,
+    interrupt: &Interrupt,
+) -> Result<(), Error> {
+    for_each_run(tracee, &image.mm, |run| {
+        if interrupt.came() {
+            return Err(Error::Interrupted);
+        }
+        match run {
+            Run::Data { addr, bytes } => stream.data(addr, bytes)?,
+            Run::Zero { addr, len } => stream.zero(addr, len)?,
+        }
+        Ok(())
+    })
+}
+
+/// The image is safe: what becomes of the process.
+fn let_go(tracee: Tracee, arguments: &DumpArguments) -> Result<(), TraceeError> {
+    let pid = Pid::from_raw(arguments.pid);
+    if arguments.leave_running {
+        return tracee.thaw();
+    }
+    let signal = if arguments.leave_stopped { Signal::SIGSTOP } else { Signal::SIGKILL };
+    // Traced, so the number still is this process; it is delivered when the threads are let go.
+    kill(pid, signal).map_err(|errno| TraceeError::kernel("kill", arguments.pid, errno))?;
+    if arguments.leave_stopped {
+        return tracee.thaw();
+    }
+    wait_for_end(&tracee.into_tids());
+    Ok(())
+}
+
+/// Reaps what the tracer must reap, so that the parent sees the end at once.
+fn wait_for_end(tids: &[i32]) {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let deadline = Instant::now() + LIMIT;
+    for &tid in tids.iter().rev() {
+        while Instant::now() < deadline {
+            match ptrace::wait(tid, false) {
+                Ok(Some(Stop::Gone(_))) | Err(_) => break,
+                Ok(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+}
+
+fn tell(arguments: &DumpArguments, location: &Location, report: &Report) {
+    let text = if arguments.json {
+        serde_json::to_string(report).unwrap_or_default()
+    } else {
+        format!(
+            "process {} saved to {}: {} in {} pages ({} zero), image {}, frozen {:.1} ms, {}",
+            report.pid,
+            super::printable(&report.to),
+            bytes(report.bytes),
+            report.pages,
+            report.zero_pages,
+            bytes(report.image_bytes),
+            report.freeze_ms,
+            report.left
+        )
+    };
+    // With the image on stdout, that is no place for words.
+    let _ = match location {
+        Location::Stream => writeln!(std::io::stderr().lock(), "{text}"),
+        Location::Directory(_) => writeln!(std::io::stdout().lock(), "{text}"),
+    };
+}
+
+/// A process that could not even be looked at.
+pub fn not_looked_at(pid: i32, error: &InventoryError) -> Failure {
+    let what = format!("cannot look at process {pid}");
+    match error {
+        InventoryError::Gone(_) => Failure::new(FAILED, what, error, "ps lists the processes there are"),
+        InventoryError::Io { source, .. } => {
+            let next = "become the superuser: another user's process cannot be read";
+            Failure::new(place::exit_of(source), what, source, next)
+        }
+    }
+}
+
+fn blocked(pid: i32, blockers: &[Blocker]) -> Failure {
+    Failure {
+        exit: NOT_MIGRATABLE,
+        what: format!("process {pid} cannot be saved; it was not stopped"),
+        why: blockers.iter().map(Blocker::to_string).collect(),
+        next: "end what is named above, then try again".into(),
+    }
+}
+
+fn failure(pid: i32, error: &Error) -> Failure {
+    let what = format!("process {pid} was not saved; it runs on as before");
+    match error {
+        Error::Blocked(blockers) => Failure { what, ..blocked(pid, blockers) },
+        Error::Interrupted => Failure::new(INTERRUPTED, what, error, "start the command again"),
+        Error::Tracee(TraceeError::Died { .. }) => {
+            let what = format!("process {pid} was not saved");
+            Failure::new(FAILED, what, "it ended while it was being saved", "nothing is left to do")
+        }
+        Error::Tracee(TraceeError::Kernel { errno: nix::errno::Errno::EPERM, .. }) => {
+            let next = "become the superuser, and see kernel.yama.ptrace_scope";
+            Failure::new(REFUSED, what, error, next)
+        }
+        Error::Tracee(TraceeError::Traced { .. }) => {
+            Failure::new(NOT_MIGRATABLE, what, error, "end the debugger, then try again")
+        }
+        Error::Tracee(TraceeError::WontStop { .. }) => {
+            Failure::new(NOT_MIGRATABLE, what, error, "try again when the wait is over")
+        }
+        Error::Stream(_) | Error::Commit(_) => {
+            Failure::new(FAILED, what, error, "see that there is room where --to points, then try again")
+        }
+        _ => Failure::new(FAILED, what, error, "try again; migckpt inspect --pid PID tells what it has"),
+    }
+}
