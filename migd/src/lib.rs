@@ -7,4 +7,5 @@ pub mod cluster_key;
 pub mod config;
 pub mod daemon;
 pub mod homefs;
+pub mod priority;
 pub mod shepherd;

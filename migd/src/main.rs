@@ -52,6 +52,7 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("MIGD_LOG").unwrap_or_else(|_| "info".into()),
         )
         .init();
+    migd::priority::raise();
     let result = match cli.command {
         None => migd::daemon::main(cli.settings, cli.config),
         Some(Role::Shepherd(Shepherd::GuestInit)) => guest_init::main(),

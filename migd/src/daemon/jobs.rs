@@ -279,7 +279,7 @@ impl Jobs {
     }
 
     /// What to save, if anything has changed since the last time.
-    pub fn to_save(&mut self) -> Option<Saved> {
+    pub fn take_unsaved(&mut self) -> Option<Saved> {
         std::mem::take(&mut self.changed).then(|| Saved {
             next: self.next,
             jobs: self.jobs.values().cloned().collect(),
@@ -436,8 +436,8 @@ mod tests {
         jobs.register("n1", &stat(10, 1, 5), 1000, JobSpec { locked: true, ..JobSpec::default() });
         jobs.register("n1", &stat(11, 1, 5), 1000, JobSpec::default());
         jobs.arrived(10, "n2", Some(3.0), now);
-        let saved = jobs.to_save().expect("changed");
-        assert!(jobs.to_save().is_none());
+        let saved = jobs.take_unsaved().expect("changed");
+        assert!(jobs.take_unsaved().is_none());
         let text = serde_json::to_string(&saved).expect("encodes");
         let mut again = Jobs::default();
         let saved = serde_json::from_str(&text).expect("decodes");

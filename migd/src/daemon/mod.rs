@@ -65,6 +65,8 @@ pub struct Daemon {
     units: processes::Units,
     /// Wakes the policy before its time: something has arrived, ended or been asked for.
     policy_now: Notify,
+    /// Somebody new is to be told our load.
+    load_now: Notify,
 }
 
 impl Daemon {
@@ -116,6 +118,7 @@ async fn serve(config: Config, reload: impl Fn() -> anyhow::Result<Config>) -> a
         membership,
         units: processes::Units::find(),
         policy_now: Notify::new(),
+        load_now: Notify::new(),
         config,
     });
     registry::restore(&daemon);

@@ -84,6 +84,16 @@ pub struct Wish {
 /// What becomes of it.
 pub type Moving = JoinHandle<Result<MigrationInfo, ApiError>>;
 
+/// Waits (at most `limit`) until a process is not under way: what a user asks for comes after what the
+/// balancer has begun, instead of being refused for it.
+pub async fn settled(daemon: &Daemon, pid: i32, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    let moving = || daemon.lock().jobs.processes.get(&pid).is_some_and(|process| process.moving.is_some());
+    while moving() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Begins a move; its number, and its end to be waited for. Refused at once: no such process, already
 /// moving. A process that is there already is a success without a move (number 0).
 pub fn begin(daemon: &Arc<Daemon>, wish: Wish) -> Result<(u64, Moving), ApiError> {
@@ -136,6 +146,7 @@ async fn carry_out(daemon: &Arc<Daemon>, id: u64, wish: Wish) -> Result<Migratio
     if let Ok(figures) = &result {
         *info = with_figures(info.clone(), figures);
         info.phase = "done".into();
+        state.policy.took(info.total_ms, info.bytes);
     }
     if let Err(error) = &result {
         info.phase = "failed".into();

@@ -25,6 +25,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// After a refusal a process is left alone for so long, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(3);
 const MAX_DOUBLINGS: u32 = 7;
+/// One move that took very long must not stop the balancer for good.
+const MAX_OVERHEAD_MS: f64 = 10_000.0;
 
 /// The balancer's memory.
 #[derive(Debug, Default)]
@@ -32,6 +34,8 @@ pub struct Policy {
     /// Its settings.
     pub settings: Settings,
     recent: Vec<Recent>,
+    /// What a move of the balancer took beyond its bytes, ms, decayed; moves on busy nodes take longer.
+    overhead_ms: f64,
 }
 
 #[derive(Debug)]
@@ -44,6 +48,19 @@ struct Recent {
 }
 
 impl Policy {
+    /// A move has taken so long.
+    pub fn took(&mut self, total_ms: f64, bytes: u64) {
+        let of_bytes = bytes as f64 * 1000.0 / self.settings.bytes_per_sec.max(1) as f64;
+        let beyond = (total_ms - of_bytes).clamp(0.0, MAX_OVERHEAD_MS);
+        self.overhead_ms += (beyond - self.overhead_ms) * 0.3;
+    }
+
+    /// The settings, with what moves really cost these days.
+    fn measured(&self) -> Settings {
+        let fixed = self.settings.move_fixed_ms.max(self.overhead_ms as u64);
+        Settings { move_fixed_ms: fixed, ..self.settings.clone() }
+    }
+
     /// A move was committed.
     pub fn arrived(&mut self, from: &str, to: &str, process: &Process) {
         self.recent.retain(|recent| recent.at.elapsed() < REMEMBER);
@@ -216,7 +233,7 @@ pub fn best(state: &State, pid: i32) -> Option<String> {
     let nodes = state.nodes();
     let cluster = view(state, &nodes);
     let process = cluster.processes.iter().find(|process| process.pid == pid)?;
-    loadsched::place(&cluster, &state.policy.settings, process).map(|index| nodes[index].name.clone())
+    loadsched::place(&cluster, &state.policy.measured(), process).map(|index| nodes[index].name.clone())
 }
 
 /// Where the balancer wants it, whatever its age, residency or lock; `None`: where it is.
@@ -228,7 +245,7 @@ pub fn wanted(state: &State, pid: i32) -> Option<String> {
         (process.held, process.resident_ms) = (None, None);
         process.demand = process.demand.max(1.0);
     }
-    let settings = Settings { min_age_ms: 0, gain_factor: 0.0, ..state.policy.settings.clone() };
+    let settings = Settings { min_age_ms: 0, gain_factor: 0.0, ..state.policy.measured() };
     match loadsched::decide(&cluster, &settings).pop()?.action {
         Action::Move(to) => nodes.get(to).map(|node| node.name.clone()),
         Action::Stay => None,
@@ -255,7 +272,7 @@ fn tick(daemon: &Daemon) -> Vec<(i32, String, String)> {
     }
     let nodes = state.nodes();
     let cluster = view(&state, &nodes);
-    let decisions = loadsched::decide(&cluster, &state.policy.settings);
+    let decisions = loadsched::decide(&cluster, &state.policy.measured());
     let now = Instant::now();
     let mut moves = Vec::new();
     for decision in decisions {

@@ -137,7 +137,8 @@ pub fn command_line(pid: i32) -> String {
     }
     let words: Vec<_> =
         bytes.split(|b| *b == 0).filter(|word| !word.is_empty()).map(String::from_utf8_lossy).collect();
-    words.join(" ")
+    // A program may put anything there, and lists go to terminals.
+    words.join(" ").replace(char::is_control, " ")
 }
 
 /// Its owner: the real user id.

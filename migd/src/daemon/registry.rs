@@ -25,7 +25,7 @@ pub fn restore(daemon: &Daemon) {
 
 /// Saves the jobs if anything has changed.
 pub fn save(daemon: &Daemon) {
-    let Some(saved) = daemon.lock().jobs.to_save() else { return };
+    let Some(saved) = daemon.lock().jobs.take_unsaved() else { return };
     let path = daemon.config.run_dir.join(FILE);
     if let Err(error) = files::write_json(&path, &saved) {
         tracing::warn!(%error, path = %path.display(), "the jobs could not be saved");

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
+/// Within that time it looks so often who wants to run, if a look is cheap: one alone says little.
+const LOOKS: u32 = 4;
+const CHEAP: Duration = Duration::from_millis(5);
 /// The daemon and its shepherds are part of the measuring, not of the load.
 const OURS: &str = "migd";
 
@@ -28,29 +31,55 @@ struct Before {
     runnable: Average,
 }
 
-fn run(daemon: &Weak<Daemon>, machine: &Machine) {
-    let mut before = Before { at: Instant::now(), cpu_ms: HashMap::new(), runnable: Average::default() };
-    loop {
-        let started = Instant::now();
-        {
-            let Some(daemon) = daemon.upgrade() else { return };
-            match processes::scan(daemon.units) {
-                Ok(stats) => sample(&daemon, machine, &stats, &mut before),
-                Err(error) => tracing::warn!(%error, "/proc cannot be read"),
-            }
-            registry::save(&daemon);
+/// Runnable threads by process, added up over several looks.
+#[derive(Default)]
+struct Seen {
+    looks: u32,
+    runnable: BTreeMap<i32, usize>,
+}
+
+impl Seen {
+    fn look(&mut self, stats: &BTreeMap<i32, Stat>, daemon: &Daemon) {
+        self.looks += 1;
+        for (pid, count) in processes::runnable(stats, daemon.units) {
+            *self.runnable.entry(pid).or_default() += count;
         }
-        std::thread::sleep(EVERY.saturating_sub(started.elapsed()).max(Duration::from_millis(100)));
+    }
+
+    fn mean(&self, pid: i32) -> f64 {
+        self.runnable.get(&pid).copied().unwrap_or(0) as f64 / f64::from(self.looks.max(1))
     }
 }
 
-fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, before: &mut Before) {
+fn run(daemon: &Weak<Daemon>, machine: &Machine) {
+    let mut before = Before { at: Instant::now(), cpu_ms: HashMap::new(), runnable: Average::default() };
+    loop {
+        let begun = Instant::now();
+        let mut seen = Seen::default();
+        loop {
+            let Some(daemon) = daemon.upgrade() else { return };
+            let started = Instant::now();
+            let stats = processes::scan(daemon.units).unwrap_or_default();
+            seen.look(&stats, &daemon);
+            let cheap = started.elapsed() <= CHEAP;
+            if !cheap || seen.looks >= LOOKS {
+                sample(&daemon, machine, &stats, &seen, &mut before);
+                registry::save(&daemon);
+                break;
+            }
+            drop(daemon);
+            std::thread::sleep(EVERY / LOOKS);
+        }
+        std::thread::sleep(EVERY.saturating_sub(begun.elapsed()).max(Duration::from_millis(50)));
+    }
+}
+
+fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, seen: &Seen, before: &mut Before) {
     let now = Instant::now();
     let elapsed = now.saturating_duration_since(before.at).as_secs_f64().max(0.001);
-    let runnable = processes::runnable(stats, daemon.units);
     let counts = |pid: &i32| stats.get(pid).is_none_or(|stat| stat.comm != OURS);
-    let all: usize = runnable.iter().filter(|(pid, _)| counts(pid)).map(|(_, count)| count).sum();
-    before.runnable.see(all as f64, elapsed);
+    let all: f64 = seen.runnable.keys().filter(|pid| counts(pid)).map(|pid| seen.mean(*pid)).sum();
+    before.runnable.see(all, elapsed);
     let cpu_ms: HashMap<(i32, u64), u64> =
         stats.values().map(|stat| ((stat.pid, stat.start_time), stat.cpu_ms)).collect();
     let used_ms: u64 =
@@ -77,8 +106,7 @@ fn sample(daemon: &Daemon, machine: &Machine, stats: &BTreeMap<i32, Stat>, befor
             let Some(stat) = stats.get(&process.kept.pid) else { continue };
             process.age_ms = stat.age_ms(daemon.units, uptime_ms);
             if process.node == daemon.config.name && process.moving.is_none() {
-                let wanting = runnable.get(&stat.pid).copied().unwrap_or(0);
-                process.wants(wanting as f64, now);
+                process.wants(seen.mean(stat.pid), now);
             }
         }
         for guest in state.guests.values_mut() {

@@ -303,7 +303,7 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
     match event {
         HomeEvent::Ready => {}
         HomeEvent::Progress { id, phase, bytes, wire_bytes } => {
-            if let Some(flight) = state.migrations.get_mut(&id) {
+            if let Some(flight) = state.flight(id, pid) {
                 flight.info.phase = phase;
                 flight.info.bytes = bytes;
                 flight.info.wire_bytes = wire_bytes;
@@ -311,7 +311,7 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
         }
         HomeEvent::Moved { id, node, figures } => {
             let (mut dry_run, mut freeze_ms, mut outcome) = (false, None, None);
-            if let Some(flight) = state.migrations.get_mut(&id) {
+            if let Some(flight) = state.flight(id, pid) {
                 dry_run = flight.dry_run;
                 freeze_ms = Some(figures.freeze_us as f64 / 1000.0);
                 outcome = flight.outcome.take();
@@ -328,7 +328,7 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
             }
         }
         HomeEvent::MoveFailed { id, error } => {
-            if let Some(outcome) = state.migrations.get_mut(&id).and_then(|flight| flight.outcome.take()) {
+            if let Some(outcome) = state.flight(id, pid).and_then(|flight| flight.outcome.take()) {
                 let _ = outcome.send(Err(error));
             }
         }

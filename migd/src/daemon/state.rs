@@ -122,6 +122,12 @@ impl State {
         state
     }
 
+    /// The migration `id` of this process, if it is under way. A number alone may be of a daemon's
+    /// earlier life.
+    pub fn flight(&mut self, id: u64, pid: i32) -> Option<&mut InFlight> {
+        self.migrations.get_mut(&id).filter(|flight| flight.info.pid == pid)
+    }
+
     /// Our own line, as of now.
     pub fn own_info(&self) -> NodeInfo {
         let away = |process: &&Process| process.node != self.own.name;
@@ -206,6 +212,10 @@ impl Daemon {
                     || other.identity.bump <= member.identity.bump
             })
         };
+        let up = |members: &[Member]| members.iter().filter(|m| m.state != foca::State::Down).count();
+        if up(&members) > up(&state.members) {
+            self.load_now.notify_one();
+        }
         state.members = members.iter().filter(|member| newest(member)).cloned().collect();
     }
 
@@ -223,7 +233,10 @@ pub async fn tell_load(daemon: Arc<Daemon>) {
     let mut every = tokio::time::interval(LOAD_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        every.tick().await;
+        tokio::select! {
+            _ = every.tick() => {}
+            () = daemon.load_now.notified() => {}
+        }
         let (info, addresses) = {
             let state = daemon.lock();
             if state.switches.quiet {

@@ -158,6 +158,7 @@ async fn migrate(
     for pid in pids {
         let Some(to) = node_for(daemon, pid, &destination) else { continue };
         let wish = Wish { pid, to, cause: Cause::User, dry_run: request.dry_run, limit };
+        moves::settled(daemon, pid, limit).await;
         match moves::begin(daemon, wish) {
             Ok((id, ends)) => moving.push((pid, id, ends)),
             Err(error) => drop(first_error.get_or_insert(error)),
@@ -260,6 +261,7 @@ async fn pin(daemon: &Arc<Daemon>, caller: Caller, what: &str, node: Option<&str
         daemon.lock().jobs.set_locked(pid, true);
         let Some(to) = to.as_ref().and_then(|to| node_for(daemon, pid, to)) else { continue };
         let wish = Wish { pid, to, cause: Cause::User, dry_run: false, limit: moves::MOVE_LIMIT };
+        moves::settled(daemon, pid, moves::MOVE_LIMIT).await;
         let moved = match moves::begin(daemon, wish) {
             Ok((id, ends)) => finish(daemon, id, ends, None).await,
             Err(error) => Err(error),

@@ -138,6 +138,10 @@ enum Verb {
     RawSend(bench::RawSend),
     #[command(name = "__raw-receive", hide = true)]
     RawReceive(bench::RawReceive),
+    #[command(name = "__start-time", hide = true)]
+    StartTime(bench::StartTime),
+    #[command(name = "__victim", hide = true)]
+    Victim(bench::Victim),
 }
 
 /// The program.
@@ -181,6 +185,8 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::Login { user, group, command } => login::login(&user, group.as_deref(), &command),
         Verb::RawSend(arguments) => bench::raw_send(&arguments),
         Verb::RawReceive(arguments) => bench::raw_receive(&arguments),
+        Verb::StartTime(arguments) => bench::start_time(&arguments),
+        Verb::Victim(arguments) => bench::victim(&arguments),
     }
 }
 

@@ -185,6 +185,20 @@ pub fn catch_ending_signals() -> Result<SignalFd> {
     Ok(SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC)?)
 }
 
+/// A signal ends the lab, then us.
+pub fn end_when_asked(place: &Place, signals: SignalFd) {
+    let place = place.clone();
+    std::thread::spawn(move || {
+        if signals.read_signal().is_ok() {
+            eprintln!("moslab: interrupted; ending the lab");
+            if let Err(error) = down(&place) {
+                eprintln!("moslab: {error:#}");
+            }
+            std::process::exit(130);
+        }
+    });
+}
+
 /// Ends a lab; one that is not there is no error, but it is said.
 pub fn down(place: &Place) -> Result<bool> {
     if !nix::unistd::geteuid().is_root() {

@@ -58,7 +58,7 @@ pub fn main(arguments: &DemoArgs) -> Result<u8> {
     for note in &lab.notes {
         story.tell(&format!("note: {note}"));
     }
-    end_when_asked(&place, signals);
+    lifecycle::end_when_asked(&place, signals);
     let result = Demo::new(&place, story).and_then(|mut demo| demo.run(&lines));
     lab.end(&place)?;
     let mut report = result?;
@@ -67,20 +67,6 @@ pub fn main(arguments: &DemoArgs) -> Result<u8> {
     }
     show(&report, arguments.json)?;
     Ok(u8::from(!report.failures.is_empty()))
-}
-
-/// A signal ends the lab, then us.
-fn end_when_asked(place: &Place, signals: nix::sys::signalfd::SignalFd) {
-    let place = place.clone();
-    std::thread::spawn(move || {
-        if signals.read_signal().is_ok() {
-            eprintln!("moslab: interrupted; ending the lab");
-            if let Err(error) = lifecycle::down(&place) {
-                eprintln!("moslab: {error:#}");
-            }
-            std::process::exit(130);
-        }
-    });
 }
 
 fn show(report: &Report, json: bool) -> Result<()> {
