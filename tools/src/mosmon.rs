@@ -1,7 +1,8 @@
 //! `mosmon`: watch the cluster.
 //!
 //! [`monitor`] is what is shown and what keys do, without a terminal or a daemon; [`view`] draws it;
-//! [`feed`] talks to the daemon; [`screen`] owns the terminal.
+//! [`feed`] talks to the daemon; [`screen`] owns the terminal and
+//! [`signals`] see to its end.
 
 use crate::{arguments, migrate, mosps, output, quantity};
 use clap::Parser;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 mod feed;
 mod monitor;
 mod screen;
+mod signals;
 mod view;
 
 /// Watch the cluster: nodes, processes, migrations
