@@ -30,7 +30,7 @@ pub fn draw(monitor: &Monitor, palette: Palette, frame: &mut Frame<'_>, area: Re
     let way = way.clamp(8, 30) as u16;
     let rows = migrations[from..].iter().take(usize::from(inside.height)).map(|migration| {
         let mut cells = vec![
-            Cell::from(clean(&migration.phase)),
+            Cell::from(format!(" {}", clean(&migration.phase))),
             right(migration.pid.to_string()),
             Cell::from(clean(&format!("{} → {}", migration.from, migration.to))),
         ];
@@ -40,7 +40,7 @@ pub fn draw(monitor: &Monitor, palette: Palette, frame: &mut Frame<'_>, area: Re
         cells.push(Cell::from(figures(migration, wide)));
         Row::new(cells).style(style(migration, palette))
     });
-    let mut widths = vec![10, 7, way];
+    let mut widths = vec![11, 7, way];
     if wide {
         widths.push(9);
     }

@@ -59,6 +59,8 @@ pub fn draw(monitor: &Monitor, palette: Palette, frame: &mut Frame<'_>, area: Re
 /// What the bar shows.
 fn measure(bars: Bars, node: &NodeInfo) -> f64 {
     let value = match bars {
+        // What it said last is of no interest.
+        _ if node.state == "down" => 0.0,
         Bars::Load => node.load,
         Bars::Speed => f64::from(node.speed),
         Bars::Memory => used(node) as f64 / node.mem_total_bytes.max(1) as f64,
@@ -73,6 +75,7 @@ fn used(node: &NodeInfo) -> u64 {
 
 fn in_words(bars: Bars, node: &NodeInfo) -> String {
     match bars {
+        _ if node.state == "down" => "-".into(),
         Bars::Load => format!("{:.2}", node.load),
         Bars::Speed => node.speed.to_string(),
         Bars::Memory | Bars::Utilisation => format!("{:.0}%", measure(bars, node) * 100.0),
