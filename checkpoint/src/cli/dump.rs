@@ -6,7 +6,7 @@
 use super::interrupt::Interrupt;
 use super::place::{self, Sink};
 use super::{FAILED, Failure, INTERRUPTED, Location, NOT_MIGRATABLE, REFUSED, USAGE, bytes};
-use crate::dump::{DumpError, Run, for_each_run, read_state};
+use crate::dump::{DumpError, Run, for_each_run, read_pipes, read_state};
 use crate::image::ProcessImage;
 use crate::image::stream::{Compress, Options, StreamError, StreamStats, StreamWriter};
 use crate::inventory::{self, Blocker, InventoryError, Rules};
@@ -156,7 +156,8 @@ fn write(
     sink: Sink,
     interrupt: &Interrupt,
 ) -> Result<StreamStats, Error> {
-    let image = read_state(tracee)?;
+    let mut image = read_state(tracee)?;
+    read_pipes(tracee.pid(), &mut image.files)?;
     let blockers = inventory::image_blockers(&image, Rules::Standalone);
     if !blockers.is_empty() {
         return Err(Error::Blocked(blockers));

@@ -25,3 +25,40 @@ impl Interrupt {
         matches!(self.0.read_signal(), Ok(Some(_)))
     }
 }
+
+/// Signals held back for somebody else: they are passed on to the process that is waited for.
+pub struct Held(SignalFd);
+
+impl Held {
+    /// Holds back what is passed on, and the ends of children.
+    pub fn hold() -> nix::Result<Held> {
+        let mut set = SigSet::empty();
+        for signal in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+            Signal::SIGALRM,
+            Signal::SIGWINCH,
+            Signal::SIGCHLD,
+        ] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        Ok(Held(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC)?))
+    }
+
+    /// Waits for one: its number, and whether the kernel sent it (the keys of a terminal). `None`: a
+    /// child has changed.
+    pub fn next(&self) -> nix::Result<Option<(i32, bool)>> {
+        match self.0.read_signal() {
+            Ok(Some(info)) if info.ssi_signo == libc::SIGCHLD as u32 => Ok(None),
+            // Above 0 is from the kernel (sigaction(2), si_code).
+            Ok(Some(info)) => Ok(Some((info.ssi_signo as i32, info.ssi_code > 0))),
+            Ok(None) | Err(nix::errno::Errno::EINTR) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}

@@ -8,6 +8,7 @@ mod dump;
 mod inspect;
 mod interrupt;
 mod place;
+mod restore;
 mod verify;
 mod view;
 
@@ -17,7 +18,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Save a running process into an image, and look at images.
+/// Save a running process into an image, bring it back, and look at images.
 #[derive(Debug, Parser)]
 #[command(name = "migckpt", version, arg_required_else_help = true, subcommand_required = true)]
 struct Arguments {
@@ -29,6 +30,8 @@ struct Arguments {
 enum Verb {
     /// Save a process; ends it unless told to leave it
     Dump(dump::DumpArguments),
+    /// Bring a saved process back and wait for it
+    Restore(restore::RestoreArguments),
     /// Show what an image holds, or what a live process has and why it could not be saved
     Inspect(inspect::InspectArguments),
     /// Read an image to its end and check every frame of it
@@ -39,12 +42,13 @@ enum Verb {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.verb {
-        Verb::Dump(arguments) => dump::run(&arguments),
-        Verb::Inspect(arguments) => inspect::run(&arguments),
-        Verb::Verify(arguments) => verify::run(&arguments),
+        Verb::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Verb::Restore(arguments) => restore::run(&arguments),
+        Verb::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Verb::Verify(arguments) => verify::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(failure) => {
             let _ = write!(std::io::stderr().lock(), "{failure}");
             ExitCode::from(failure.exit)

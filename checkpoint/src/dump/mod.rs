@@ -5,9 +5,11 @@
 
 mod inside;
 mod pages;
+mod pipes;
 mod timers;
 
 pub use pages::{Run, for_each_run};
+pub use pipes::read_pipes;
 
 use crate::image::{CredsImage, FsImage, MiscImage, MmImage, ProcessImage, SignalsImage, ThreadImage};
 use crate::inventory;

@@ -285,6 +285,19 @@ pub struct FilesImage {
     pub fds: Vec<FdImage>,
     /// Open file descriptions, each once.
     pub files: Vec<OpenFile>,
+    /// Contents of the internal pipes; empty where the embedder keeps the pipes themselves.
+    pub pipes: Vec<PipeImage>,
+}
+
+/// A pipe that the process has with itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PipeImage {
+    /// Inode number: which [`OpenFile`]s are its ends.
+    pub ino: u64,
+    /// Size of its buffer, bytes.
+    pub capacity: u32,
+    /// What was written and not read.
+    pub data: Vec<u8>,
 }
 
 /// One descriptor.

@@ -92,42 +92,62 @@ fn open_path(file: &OpenFile) -> Result<OwnedFd, nix::errno::Errno> {
     Ok(opened)
 }
 
-/// Makes the epolls inside the task, when all that they watch is there.
+/// Makes the epolls inside the task, when all else that they watch is there; then tells them what to
+/// watch, which may be each other.
 pub(super) fn make_epolls(tracee: &mut Tracee, files: &FilesImage) -> Result<(), RestoreError> {
-    for (index, file) in files.files.iter().enumerate() {
-        let FileKind::Epoll { targets } = &file.kind else { continue };
-        let numbers: Vec<_> = files.fds.iter().filter(|fd| fd.file as usize == index).collect();
-        if numbers.is_empty() {
-            continue;
+    for index in epolls(files) {
+        make_epoll(tracee, files, index)?;
+    }
+    for index in epolls(files) {
+        watch(tracee, files, index)?;
+    }
+    Ok(())
+}
+
+/// Indices of the epolls that have a descriptor.
+fn epolls(files: &FilesImage) -> Vec<usize> {
+    let is_epoll = |index: &usize| matches!(files.files[*index].kind, FileKind::Epoll { .. });
+    (0..files.files.len()).filter(is_epoll).filter(|&index| number_of(files, index).is_some()).collect()
+}
+
+fn number_of(files: &FilesImage, index: usize) -> Option<i32> {
+    files.fds.iter().find(|fd| fd.file as usize == index).map(|fd| fd.fd)
+}
+
+fn make_epoll(tracee: &mut Tracee, files: &FilesImage, index: usize) -> Result<(), RestoreError> {
+    let args = [libc::EPOLL_CLOEXEC as u64, 0, 0, 0, 0, 0];
+    let made = tracee.must(0, "making an epoll", libc::SYS_epoll_create1, args)?;
+    let mut placed = false;
+    for fd in files.fds.iter().filter(|fd| fd.file as usize == index) {
+        if i64::from(fd.fd) == made {
+            placed = true;
+            let flag = if fd.cloexec { libc::FD_CLOEXEC as u64 } else { 0 };
+            let args = [made as u64, libc::F_SETFD as u64, flag, 0, 0, 0];
+            tracee.must(0, "setting close-on-exec", libc::SYS_fcntl, args)?;
+        } else {
+            let flags = if fd.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+            let args = [made as u64, fd.fd as u64, flags, 0, 0, 0];
+            tracee.must(0, "placing an epoll", libc::SYS_dup3, args)?;
         }
-        let args = [libc::EPOLL_CLOEXEC as u64, 0, 0, 0, 0, 0];
-        let made = tracee.must(0, "making an epoll", libc::SYS_epoll_create1, args)?;
-        let mut placed = false;
-        for fd in numbers {
-            if i64::from(fd.fd) == made {
-                placed = true;
-                let flag = if fd.cloexec { libc::FD_CLOEXEC as u64 } else { 0 };
-                let args = [made as u64, libc::F_SETFD as u64, flag, 0, 0, 0];
-                tracee.must(0, "setting close-on-exec", libc::SYS_fcntl, args)?;
-            } else {
-                let flags = if fd.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
-                let args = [made as u64, fd.fd as u64, flags, 0, 0, 0];
-                tracee.must(0, "placing an epoll", libc::SYS_dup3, args)?;
-            }
-        }
-        let scratch = tracee.scratch();
-        for &(fd, events, data) in targets {
-            // struct epoll_event is packed on x86-64.
-            let mut event = events.to_le_bytes().to_vec();
-            event.extend_from_slice(&data.to_le_bytes());
-            tracee.write_mem(scratch, &event)?;
-            let add = libc::EPOLL_CTL_ADD as u64;
-            // A target that was closed and lives on in a copy cannot be named any more.
-            tracee.syscall(0, libc::SYS_epoll_ctl, [made as u64, add, fd as u64, scratch, 0, 0])?;
-        }
-        if !placed {
-            close_inside(tracee, made as i32)?;
-        }
+    }
+    if !placed {
+        close_inside(tracee, made as i32)?;
+    }
+    Ok(())
+}
+
+fn watch(tracee: &mut Tracee, files: &FilesImage, index: usize) -> Result<(), RestoreError> {
+    let FileKind::Epoll { targets } = &files.files[index].kind else { return Ok(()) };
+    let Some(epoll) = number_of(files, index) else { return Ok(()) };
+    let scratch = tracee.scratch();
+    for &(fd, events, data) in targets {
+        // struct epoll_event is packed on x86-64.
+        let mut event = events.to_le_bytes().to_vec();
+        event.extend_from_slice(&data.to_le_bytes());
+        tracee.write_mem(scratch, &event)?;
+        let add = libc::EPOLL_CTL_ADD as u64;
+        // A target that was closed and lives on in a copy cannot be named any more.
+        tracee.syscall(0, libc::SYS_epoll_ctl, [epoll as u64, add, fd as u64, scratch, 0, 0])?;
     }
     Ok(())
 }

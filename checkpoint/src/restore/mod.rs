@@ -9,7 +9,10 @@ mod credentials;
 mod files;
 mod layout;
 mod mappings;
+pub mod shell;
 mod signals;
+pub mod standalone;
+pub mod table;
 mod threads;
 
 pub use files::{make_local, open_inside};
@@ -36,6 +39,28 @@ pub enum RestoreError {
     /// The image does not fit this machine, or contradicts itself.
     #[error("{0}")]
     Unfit(String),
+    /// The pages' stream failed.
+    #[error(transparent)]
+    Stream(#[from] crate::image::stream::StreamError),
+    /// A PID or TID is not free.
+    #[error("{id} is in use by {holder}")]
+    Taken {
+        /// Which number.
+        id: i32,
+        /// By whom.
+        holder: String,
+    },
+    /// The process could not be made.
+    #[error("making a process with PID {pid}: {errno}")]
+    Fork {
+        /// Under which PID.
+        pid: i32,
+        /// What the kernel said.
+        errno: nix::errno::Errno,
+    },
+    /// The new process failed before it could be filled; in its own words.
+    #[error("{0}")]
+    Child(String),
 }
 
 impl RestoreError {
@@ -72,6 +97,8 @@ pub struct RebuildOptions {
     pub place_vdso: bool,
     /// Leave it stopped if it was.
     pub stop: bool,
+    /// Ask again for the signal at the parent's death (to a parent that is another one now).
+    pub pdeathsig: bool,
 }
 
 /// Capabilities that a guest may have: what acts on files, processes and identities of its own, and
@@ -94,12 +121,18 @@ impl RebuildOptions {
             misc: true,
             place_vdso: true,
             stop: true,
+            pdeathsig: true,
         }
     }
 
     /// A guest on a host node.
     pub fn guest() -> RebuildOptions {
-        RebuildOptions { affinity: false, credentials: Some(GUEST_CAPABILITIES), ..Self::standalone() }
+        RebuildOptions {
+            affinity: false,
+            credentials: Some(GUEST_CAPABILITIES),
+            pdeathsig: false,
+            ..Self::standalone()
+        }
     }
 
     /// A deputy whose guest comes home: it has kept everything that memory does not hold.
@@ -112,6 +145,7 @@ impl RebuildOptions {
             misc: false,
             place_vdso: false,
             stop: false,
+            pdeathsig: false,
         }
     }
 }
@@ -196,6 +230,10 @@ impl<'a> Rebuild<'a> {
             }
             // Changing credentials has reset it (credentials(7), PR_SET_DUMPABLE).
             layout::set_dumpable(tracee, image)?;
+        }
+        if options.pdeathsig {
+            // As have credentials with this (prctl(2), PR_SET_PDEATHSIG).
+            threads::set_parent_death_signals(tracee, &order, image)?;
         }
         signals::queue_pending(tracee, image, &order, &queue_after)?;
         if options.stop && image.signals.stopped_by.is_some() {

@@ -91,6 +91,19 @@ pub fn set_thread(
     Ok(())
 }
 
+/// `PR_SET_PDEATHSIG` of every thread.
+pub fn set_parent_death_signals(
+    tracee: &mut Tracee,
+    order: &[usize],
+    image: &ProcessImage,
+) -> Result<(), RestoreError> {
+    for (&i, thread) in order.iter().zip(&image.threads).filter(|(_, thread)| thread.pdeathsig != 0) {
+        let args = [libc::PR_SET_PDEATHSIG as u64, thread.pdeathsig.into(), 0, 0, 0, 0];
+        tracee.must(i, "PR_SET_PDEATHSIG", libc::SYS_prctl, args)?;
+    }
+    Ok(())
+}
+
 fn set_altstack(tracee: &mut Tracee, i: usize, thread: &ThreadImage) -> Result<(), RestoreError> {
     let (sp, flags, size) = thread.altstack;
     // SS_ONSTACK is a report, not a request; a zero stack is none.

@@ -10,6 +10,7 @@ pub mod fuse_device;
 pub mod kcmp;
 pub mod loopback;
 pub mod pagemap_scan;
+pub mod pipe;
 pub mod process_vm;
 pub mod ptrace;
 pub mod rlimit;

@@ -146,6 +146,6 @@ mod tests {
     #[test]
     fn a_hostile_number_is_refused() {
         let fd = checkpoint::image::FdImage { fd: -5, cloexec: false, file: 0 };
-        assert!(above(&FilesImage { fds: vec![fd], files: Vec::new() }).is_err());
+        assert!(above(&FilesImage { fds: vec![fd], ..FilesImage::default() }).is_err());
     }
 }

@@ -1,0 +1,164 @@
+//! The descriptor table of an image that stands alone, built by the process that will be filled.
+//!
+//! Everything is first opened at numbers above the table's, then put where it belongs; what is left
+//! over is closed. What has its other end elsewhere (a terminal, a pipe to another process) is taken
+//! from the standard streams of the program that restores, as its own child would have them.
+
+use super::{RestoreError, make_local};
+use crate::image::{FileKind, FilesImage, OpenFile, PipeImage};
+use crate::sys::close_range::{close_range, place};
+use crate::sys::pipe;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Highest descriptor number of an image.
+const MAX_FD: i32 = 1 << 20;
+
+/// A number above all of the table's, or why the table cannot be.
+pub fn above(files: &FilesImage) -> Result<i32, RestoreError> {
+    if files.fds.iter().any(|fd| fd.fd < 0 || fd.fd > MAX_FD || fd.file as usize >= files.files.len()) {
+        return Err(RestoreError::Unfit("the image is not consistent: its table of descriptors".into()));
+    }
+    Ok(files.fds.iter().map(|fd| fd.fd).max().unwrap_or(2).max(2) + 1)
+}
+
+/// Moves a descriptor to a number of at least `base`; from here on it is a number, as its owner will
+/// be another program.
+pub fn lift(file: BorrowedFd<'_>, base: i32) -> Result<i32, RestoreError> {
+    fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(base)).map_err(|errno| {
+        RestoreError::file(format!("having descriptor {base} (limit of open files?)"), errno)
+    })
+}
+
+/// Lets this process have as many descriptors as it may.
+pub fn raise_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Makes this process' table that of the image; only `keep`, which must be above it, stays open too.
+/// With `no_input` the standard input is `/dev/null` where it would be our own.
+pub fn build(files: &FilesImage, no_input: bool, keep: i32) -> Result<(), RestoreError> {
+    let base = above(files)?;
+    let own = own_streams(base, no_input)?;
+    let mut made = Vec::with_capacity(files.files.len());
+    for (index, file) in files.files.iter().enumerate() {
+        let numbers = || files.fds.iter().filter(|fd| fd.file as usize == index).map(|fd| fd.fd);
+        // A copy of a standard stream is the same as that stream.
+        let stream = numbers().filter(|&number| number <= 2).max();
+        made.push(match stream.or(numbers().max()) {
+            Some(number) => open_one(file, number, base, &own)?,
+            None => None,
+        });
+    }
+    open_pipes(files, base, &mut made)?;
+    for fd in &files.fds {
+        let from = match (is_stream(&files.files[fd.file as usize]), own.get(fd.fd as usize)) {
+            (true, Some(&own)) => Some(own),
+            _ => made[fd.file as usize],
+        };
+        if let Some(from) = from {
+            place(from, fd.fd, fd.cloexec)
+                .map_err(|errno| RestoreError::file(format!("placing descriptor {}", fd.fd), errno))?;
+        }
+    }
+    close_gaps(files, keep)
+}
+
+/// What takes the place of a stream whose other end is not in the image.
+fn is_stream(file: &OpenFile) -> bool {
+    matches!(file.kind, FileKind::Tty | FileKind::Pipe { internal: false })
+}
+
+fn own_streams(base: i32, no_input: bool) -> Result<[i32; 3], RestoreError> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| RestoreError::file("opening /dev/null", errno))?;
+    let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    // One that was closed is nothing to write to, and nothing to read from.
+    let lift_or_null = |fd: BorrowedFd<'_>| lift(fd, base).or_else(|_| lift(null.as_fd(), base));
+    let input = if no_input { lift(null.as_fd(), base)? } else { lift_or_null(input.as_fd())? };
+    Ok([input, lift_or_null(output.as_fd())?, lift_or_null(errors.as_fd())?])
+}
+
+/// `None`: it is made later, or elsewhere.
+fn open_one(file: &OpenFile, number: i32, base: i32, own: &[i32; 3]) -> Result<Option<i32>, RestoreError> {
+    let opened = match &file.kind {
+        FileKind::Epoll { .. } | FileKind::Pipe { internal: true } => return Ok(None),
+        kind if is_stream(file) => match (own.get(number as usize), kind) {
+            (Some(&own), _) => return Ok(Some(own)),
+            (None, FileKind::Tty) => terminal(file, number)?,
+            (None, _) => return Err(RestoreError::Unfit(format!("fd {number} is a pipe to a process"))),
+        },
+        _ => make_local(file)?,
+    };
+    lift(opened.as_fd(), base).map(Some)
+}
+
+/// A terminal beside the standard streams: ours.
+fn terminal(file: &OpenFile, number: i32) -> Result<OwnedFd, RestoreError> {
+    let flags = file.flags as i32 & (libc::O_ACCMODE | libc::O_NONBLOCK);
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    open("/dev/tty", flags, Mode::empty()).map_err(|errno| {
+        RestoreError::file(format!("fd {number} is a terminal, and there is none to give it"), errno)
+    })
+}
+
+/// Pipes that the process has with itself, filled with what was in them.
+fn open_pipes(files: &FilesImage, base: i32, made: &mut [Option<i32>]) -> Result<(), RestoreError> {
+    for pipe in &files.pipes {
+        let (reading, writing) = filled(pipe)?;
+        for (file, made) in files.files.iter().zip(made.iter_mut()) {
+            if file.kind == (FileKind::Pipe { internal: true }) && file.stat.1 == pipe.ino {
+                let end =
+                    if file.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY { &writing } else { &reading };
+                // Opened anew: each is an open file description of its own, with its own flags.
+                let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+                let flags = OFlag::from_bits_retain(file.flags as i32 & PIPE_FLAGS) | OFlag::O_CLOEXEC;
+                let opened = open(path.as_str(), flags, Mode::empty())
+                    .map_err(|errno| RestoreError::file("opening a pipe", errno))?;
+                *made = Some(lift(opened.as_fd(), base)?);
+            }
+        }
+    }
+    let missing = |(file, made): (&OpenFile, &Option<i32>)| {
+        file.kind == (FileKind::Pipe { internal: true }) && made.is_none()
+    };
+    if files.files.iter().zip(made.iter()).any(missing) {
+        return Err(RestoreError::Unfit("the image lacks the contents of a pipe".into()));
+    }
+    Ok(())
+}
+
+const PIPE_FLAGS: i32 = libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_DIRECT;
+
+fn filled(image: &PipeImage) -> Result<(OwnedFd, OwnedFd), RestoreError> {
+    let failed = |errno| RestoreError::file("making a pipe", errno);
+    let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed)?;
+    // Refused to users beyond their limits: then it has the usual size.
+    let _ = pipe::set_capacity(writing.as_fd(), image.capacity);
+    let mut rest = image.data.as_slice();
+    while !rest.is_empty() {
+        let n = nix::unistd::write(&writing, rest).map_err(failed)?;
+        rest = &rest[n..];
+    }
+    Ok((reading, writing))
+}
+
+/// Closes every number that is not the table's.
+fn close_gaps(files: &FilesImage, keep: i32) -> Result<(), RestoreError> {
+    let failed = |errno| RestoreError::file("closing what the process does not have", errno);
+    let mut from = 0u32;
+    let mut wanted: Vec<u32> = files.fds.iter().map(|fd| fd.fd as u32).chain([keep as u32]).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    for fd in wanted {
+        if fd > from {
+            close_range(from, fd - 1).map_err(failed)?;
+        }
+        from = fd + 1;
+    }
+    close_range(from, u32::MAX).map_err(failed)
+}
