@@ -1,7 +1,7 @@
 //! What a process must ask the kernel itself.
 
 use super::DumpError;
-use crate::tracee::{ThreadState, Tracee, TraceeError};
+use crate::tracee::{ThreadState, Tracee};
 
 /// Questions asked by injected system calls.
 pub struct Inside<'a> {
@@ -132,12 +132,6 @@ impl<'a> Inside<'a> {
         let mut bytes = [0; 8];
         self.tracee.read_mem(at, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
-    }
-
-    /// Reads `/proc/PID/NAME`; empty if it is not there.
-    pub fn proc_text(&self, name: &str) -> Result<String, TraceeError> {
-        let bytes = crate::proc::read(self.pid(), name).unwrap_or_default();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 

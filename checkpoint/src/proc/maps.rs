@@ -67,6 +67,8 @@ fn vma_of(line: &Line<'_>) -> Vma {
             label = name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(<[u8]>::to_vec);
             Backing::Anon
         }
+        // A private mapping of it is anonymous memory that keeps the name (drivers/char/mem.c).
+        b"/dev/zero" if line.perms[3] == b'p' => Backing::Anon,
         // The kernel's own tmpfs file behind MAP_SHARED|MAP_ANONYMOUS (mm/shmem.c).
         b"/dev/zero (deleted)" => Backing::SharedAnon { id: line.ino, offset: line.offset },
         _ => Backing::File(MappedFile {
