@@ -230,7 +230,12 @@ impl Home {
         match result {
             Ok(mut figures) => {
                 figures.total_us = started.elapsed().as_micros() as u64;
-                self.control.send(&HomeEvent::Moved { id, node: to, figures });
+                // After a dry run it is where it was.
+                let node = match &self.place {
+                    Place::Away(away) => away.host.name.clone(),
+                    Place::Home | Place::Gone => self.args.name.clone(),
+                };
+                self.control.send(&HomeEvent::Moved { id, node, figures });
             }
             Err(error) => {
                 tracing::warn!(pid = self.args.pid, %to, %error, "move failed");
