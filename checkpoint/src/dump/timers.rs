@@ -83,6 +83,14 @@ fn parse(text: &str) -> Vec<PosixTimer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "((ID|signal|notify|ClockID): [-0-9a-z./]{0,30}\n){0,8}") {
+            parse(&text);
+        }
+    }
 
     #[test]
     fn reads_what_the_kernel_shows() {

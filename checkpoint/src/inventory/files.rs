@@ -70,7 +70,7 @@ fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, meta: &fs::Metadata) 
         libc::S_IFDIR => FileKind::Directory,
         libc::S_IFIFO => FileKind::Pipe { internal: false },
         libc::S_IFCHR => character_device(meta.rdev(), link),
-        libc::S_IFSOCK => unsupported(sockets::describe(pid, meta.ino())),
+        libc::S_IFSOCK => unsupported(sockets::describe(pid, fd, meta.ino())),
         libc::S_IFBLK => unsupported(format!("a block device, {}", String::from_utf8_lossy(link))),
         _ => unsupported(format!("something unknown, {}", String::from_utf8_lossy(link))),
     }

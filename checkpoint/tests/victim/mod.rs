@@ -9,8 +9,10 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Before every program: `tell` prints a line, `libc` is the C library.
-const PRELUDE: &str = "import ctypes, sys, time\n\
+/// Before every program: what the tests' own caller left open is closed; `tell` prints a line, `libc`
+/// is the C library.
+const PRELUDE: &str = "import ctypes, os, sys, time\n\
+                       os.closerange(3, 65536)\n\
                        libc = ctypes.CDLL(None, use_errno=True)\n\
                        def tell(*words): print(*words, flush=True)\n";
 
