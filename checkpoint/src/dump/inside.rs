@@ -1,7 +1,7 @@
 //! What a process must ask the kernel itself.
 
 use super::DumpError;
-use crate::tracee::{ThreadState, Tracee, TraceeError};
+use crate::tracee::{ThreadState, Tracee};
 
 /// Questions asked by injected system calls.
 pub struct Inside<'a> {
@@ -84,7 +84,7 @@ impl<'a> Inside<'a> {
         self.tracee.must(0, "getitimer", libc::SYS_getitimer, [which, scratch, 0, 0, 0, 0])?;
         let mut bytes = [0; 32];
         self.tracee.read_mem(scratch, &mut bytes)?;
-        let micros = |at| word(&bytes, at) * 1_000_000 + word(&bytes, at + 8);
+        let micros = |at| word(&bytes, at).saturating_mul(1_000_000).saturating_add(word(&bytes, at + 8));
         Ok((micros(0), micros(16)))
     }
 
@@ -95,7 +95,7 @@ impl<'a> Inside<'a> {
         self.tracee.must(0, "timer_gettime", libc::SYS_timer_gettime, args)?;
         let mut bytes = [0; 32];
         self.tracee.read_mem(scratch, &mut bytes)?;
-        let nanos = |at| word(&bytes, at) * 1_000_000_000 + word(&bytes, at + 8);
+        let nanos = |at| word(&bytes, at).saturating_mul(1_000_000_000).saturating_add(word(&bytes, at + 8));
         let (interval, value) = (nanos(0), nanos(16));
         let overrun = self.tracee.syscall(0, libc::SYS_timer_getoverrun, [id as u64, 0, 0, 0, 0, 0])?;
         Ok((interval, value, overrun.max(0) as i32))
@@ -109,7 +109,7 @@ impl<'a> Inside<'a> {
             self.tracee.must(0, "clock_gettime", libc::SYS_clock_gettime, args)?;
             let mut bytes = [0; 16];
             self.tracee.read_mem(scratch, &mut bytes)?;
-            Ok(word(&bytes, 0) * 1_000_000_000 + word(&bytes, 8))
+            Ok(word(&bytes, 0).saturating_mul(1_000_000_000).saturating_add(word(&bytes, 8)))
         };
         Ok((read(libc::CLOCK_MONOTONIC)?, read(libc::CLOCK_BOOTTIME)?))
     }
@@ -132,12 +132,6 @@ impl<'a> Inside<'a> {
         let mut bytes = [0; 8];
         self.tracee.read_mem(at, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
-    }
-
-    /// Reads `/proc/PID/NAME`; empty if it is not there.
-    pub fn proc_text(&self, name: &str) -> Result<String, TraceeError> {
-        let bytes = crate::proc::read(self.pid(), name).unwrap_or_default();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 

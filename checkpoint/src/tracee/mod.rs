@@ -71,6 +71,8 @@ pub struct Tracee {
     threads: Vec<Thread>,
     group_stop: Option<u8>,
     stub: Option<Stub>,
+    /// A SIGSTOP came while system calls were injected: it cannot be blocked, so it is owed.
+    stop_owed: bool,
     mem: File,
     live: bool,
     not_send: PhantomData<*const ()>,
@@ -100,6 +102,7 @@ impl Tracee {
             threads: Vec::new(),
             group_stop: None,
             stub: None,
+            stop_owed: false,
             mem,
             live: true,
             not_send: PhantomData,
@@ -212,6 +215,7 @@ impl Tracee {
         for thread in &self.threads {
             tasks::give_back(&thread.found, thread.masked, thread.touched)?;
         }
+        self.deliver_owed_stop();
         for thread in &self.threads {
             tasks::detach(thread.found.tid)?;
         }
@@ -222,6 +226,7 @@ impl Tracee {
     pub fn release(mut self) -> Result<(), TraceeError> {
         self.live = false;
         self.apply_settings()?;
+        self.deliver_owed_stop();
         for thread in &self.threads {
             tasks::detach(thread.found.tid)?;
         }
@@ -264,6 +269,9 @@ impl Drop for Tracee {
         }
         for thread in &self.threads {
             let _ = tasks::give_back(&thread.found, thread.masked, thread.touched);
+        }
+        self.deliver_owed_stop();
+        for thread in &self.threads {
             let _ = tasks::detach(thread.found.tid);
         }
     }
