@@ -8,4 +8,5 @@ pub mod config;
 pub mod daemon;
 pub mod homefs;
 pub mod priority;
+pub mod protocol;
 pub mod shepherd;

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arguments;
 pub mod migrate;
 pub mod mosctl;
 pub mod moslab;
@@ -9,3 +10,4 @@ pub mod mosmon;
 pub mod mosps;
 pub mod mosrun;
 pub mod output;
+pub mod quantity;

@@ -1,63 +1,64 @@
 //! `migrate`: move a process by hand.
+//!
+//! The daemon does it; a client that goes away (Ctrl-C) does not undo a move that has begun.
 
-use crate::output;
+use crate::output::unexpected;
+use crate::{arguments, output, quantity};
 use clap::Parser;
-use migd::api::{ApiError, ErrorKind, MigrateRequest, MigrationInfo, Request, Response};
+use migd::api::{ApiError, ErrorKind, Explanation, MigrateRequest, MigrationInfo, Request, Response};
 use migd::client::Client;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Move a process by hand. It goes on where it was if anything fails.
+/// Move a process by hand. It goes on where it was if anything fails
 #[derive(Debug, Parser)]
-#[command(name = "migrate", version)]
+#[command(
+    name = "migrate",
+    version,
+    after_help = "Exit codes: 0 moved, 1 failed, 2 usage, 3 refused by policy or permission, 4 not \
+                  migratable (the reason is printed), 5 node down or unreachable. Unless it is 0, the \
+                  process runs on where it was."
+)]
 pub struct Args {
-    /// PID on its home node, or job:NAME.
+    /// PID on its home node, or job:NAME
     what: String,
-    /// A node's name, number or address; home, best or balance.
+    /// A node's name, number or address; home, best, here or balance
     to: String,
-    /// List what would stop it and what it would cost; move nothing.
-    #[arg(long)]
+    /// List everything that would stop it, and what it would cost; move nothing
+    #[arg(long, conflicts_with_all = ["dry_run", "no_wait"])]
     explain: bool,
-    /// Do everything but commit.
+    /// Do everything but commit: it is frozen and copied, and goes on where it is
     #[arg(long)]
     dry_run: bool,
-    /// Freeze it for the whole transfer (in this version every move does).
+    /// Freeze it for the whole transfer (in this version every move does)
     #[arg(long, conflicts_with = "live")]
     stop: bool,
-    /// Copy while it runs (not in this version: it is stopped and copied).
+    /// Copy while it runs, as far as this version can: it stops and copies, in one round
     #[arg(long)]
     live: bool,
-    /// Wait until it has moved (the default).
+    /// Wait until it has moved (the default)
     #[arg(long, conflicts_with = "no_wait")]
     wait: bool,
-    /// Return at once.
+    /// Return as soon as the move has begun
     #[arg(long)]
     no_wait: bool,
-    /// Give up after this time.
-    #[arg(long, value_name = "DUR", value_parser = output::duration)]
+    /// Give up after this time, such as 30s
+    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     timeout: Option<Duration>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// The daemon's socket.
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    common: arguments::Common,
 }
 
 /// The whole tool.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = arguments::parse();
     output::end("migrate", run(&args))
 }
 
 fn run(args: &Args) -> Result<(), ApiError> {
-    let mut client = Client::connect(args.socket.as_deref())?;
+    let mut client = args.common.socket.connect()?;
     if args.explain {
         return explain(args, &mut client);
-    }
-    if args.live {
-        eprintln!("migrate: this version stops the process and copies it; it does not pre-copy");
     }
     let request = Request::Migrate(MigrateRequest {
         what: args.what.clone(),
@@ -68,90 +69,116 @@ fn run(args: &Args) -> Result<(), ApiError> {
         timeout_ms: args.timeout.map(|limit| limit.as_millis() as u64),
         progress: false,
     });
-    match client.call(&request)? {
-        Response::Migrated { reports } => {
-            if args.json {
-                output::json(&reports);
-            } else {
-                reports.iter().for_each(|report| output::line(&in_words(report)));
-            }
-            match reports.iter().find_map(|report| report.error.clone()) {
-                Some(why) => Err(output::error(
-                    ErrorKind::Failed,
-                    "not everything was moved",
-                    &why,
-                    "see `mosctl history`",
-                )),
-                None => Ok(()),
-            }
+    let reports = match client.call(&request)? {
+        Response::Migrated { reports } => reports,
+        Response::Done => Vec::new(),
+        other => return Err(unexpected(&other)),
+    };
+    if args.common.json {
+        output::json(&reports);
+    } else if args.no_wait {
+        output::line(&format!("{} is asked to move to {}; see `mosps`", args.what, args.to));
+    } else if reports.is_empty() {
+        output::line(&format!("{} stays: it is where it should be", args.what));
+    } else {
+        let dry = if args.dry_run { "dry run: " } else { "" };
+        reports.iter().for_each(|report| output::line(&format!("{dry}{}", in_words(report))));
+    }
+    match reports.iter().find_map(|report| report.error.as_deref().map(|why| (report, why))) {
+        None => Ok(()),
+        Some((report, why)) => {
+            let what = format!("process {} was not moved to {}", report.pid, report.to);
+            let next = "it runs on where it was; see `mosctl history`";
+            Err(output::error(ErrorKind::Failed, &what, why, next))
         }
-        Response::Done => {
-            if args.json {
-                output::json(&Vec::<MigrationInfo>::new());
-            }
-            Ok(())
-        }
-        other => Err(unexpected(&other)),
     }
 }
 
 fn explain(args: &Args, client: &mut Client) -> Result<(), ApiError> {
     let answer = client.call(&Request::Explain { what: args.what.clone(), to: args.to.clone() })?;
     let Response::Explain(found) = answer else { return Err(unexpected(&answer)) };
-    if args.json {
+    if args.common.json {
         output::json(&found);
-    } else if found.blockers.is_empty() {
-        output::line(&format!(
-            "process {} can move to {}: about {}, {} ms in all, frozen for {} ms",
-            found.pid,
-            found.to,
-            output::bytes(found.predicted_bytes),
-            found.predicted_ms,
-            found.predicted_freeze_ms
-        ));
     } else {
-        output::line(&format!("process {} cannot move to {}:", found.pid, found.to));
-        for blocker in &found.blockers {
-            output::line(&format!("  {:<10} {}", blocker.kind, blocker.what));
-        }
+        explained(&found).iter().for_each(|line| output::line(line));
     }
     if found.blockers.is_empty() {
         return Ok(());
     }
-    let mut error = output::error(
-        ErrorKind::NotMigratable,
-        &format!("process {} cannot move", found.pid),
-        "what blocks it is listed above",
-        "close what is named, or wait until the process has",
+    let what = format!("process {} cannot move to {}", found.pid, found.to);
+    let why = match found.blockers.len() {
+        1 => "one thing blocks it, listed above".to_string(),
+        n => format!("{n} things block it, listed above"),
+    };
+    let next = "close what is named, or wait until the process has; nothing was stopped";
+    Err(output::error(ErrorKind::NotMigratable, &what, &why, next))
+}
+
+/// What `--explain` says, line by line.
+pub fn explained(found: &Explanation) -> Vec<String> {
+    let cost = format!(
+        "{} to carry, {} in all, frozen for {}",
+        quantity::bytes(found.predicted_bytes),
+        quantity::millis(found.predicted_ms as f64),
+        quantity::millis(found.predicted_freeze_ms as f64)
     );
-    error.blockers = found.blockers;
-    Err(error)
+    if found.blockers.is_empty() {
+        return vec![format!("process {} can move to {}: predicted {cost}", found.pid, found.to)];
+    }
+    let mut lines = vec![format!("process {} cannot move to {}:", found.pid, found.to)];
+    lines.extend(found.blockers.iter().map(|blocker| format!("  {:<10} {}", blocker.kind, blocker.what)));
+    lines.push(format!("  without that: predicted {cost}"));
+    lines
+}
+
+/// How much smaller it was on the wire.
+pub fn ratio(report: &MigrationInfo) -> f64 {
+    if report.wire_bytes == 0 { 1.0 } else { report.bytes as f64 / report.wire_bytes as f64 }
 }
 
 /// The one line of a move.
 pub fn in_words(report: &MigrationInfo) -> String {
-    let ratio = report.bytes as f64 / report.wire_bytes.max(1) as f64;
+    let MigrationInfo { pid, from, to, pages, rounds, .. } = report;
+    if let Some(why) = &report.error {
+        return format!("process {pid} {from} -> {to}: {}: {why}", report.phase);
+    }
+    if from == to {
+        return format!("process {pid} is on {to} already");
+    }
     format!(
-        "process {} {} -> {}: {} in {} pages, {} round{}, total {:.0} ms, frozen {:.1} ms, ratio {:.1}",
-        report.pid,
-        report.from,
-        report.to,
-        output::bytes(report.bytes),
-        report.pages,
-        report.rounds,
-        if report.rounds == 1 { "" } else { "s" },
-        report.total_ms,
-        report.freeze_ms,
-        ratio
+        "process {pid} {from} -> {to}: {} in {pages} pages, {rounds} round{}, total {}, frozen {}, ratio {:.1}",
+        quantity::bytes(report.bytes),
+        if *rounds == 1 { "" } else { "s" },
+        quantity::millis(report.total_ms),
+        quantity::millis(report.freeze_ms),
+        ratio(report)
     )
 }
 
-/// The daemon answered something else.
-pub fn unexpected(response: &Response) -> ApiError {
-    output::error(
-        ErrorKind::Failed,
-        "the daemon gave an answer that does not belong to the question",
-        &format!("{response:?}").chars().take(200).collect::<String>(),
-        "are the tools and the daemon of the same version? see `mosctl status`",
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_has_all_figures() {
+        let report = MigrationInfo {
+            pid: 7,
+            from: "a".into(),
+            to: "b".into(),
+            bytes: 3 << 20,
+            wire_bytes: 1 << 20,
+            pages: 768,
+            rounds: 1,
+            total_ms: 1250.0,
+            freeze_ms: 45.5,
+            ..MigrationInfo::default()
+        };
+        let wanted =
+            "process 7 a -> b: 3.0 MiB in 768 pages, 1 round, total 1.25 s, frozen 45.5 ms, ratio 3.0";
+        assert_eq!(in_words(&report), wanted);
+        let failed = MigrationInfo { error: Some("no".into()), phase: "failed".into(), ..report.clone() };
+        assert_eq!(in_words(&failed), "process 7 a -> b: failed: no");
+        let there = MigrationInfo { to: "a".into(), ..report };
+        assert_eq!(in_words(&there), "process 7 is on a already");
+    }
 }

@@ -1,30 +1,48 @@
-//! What every tool does alike: errors in three parts, JSON, sizes and times in words, tables.
+//! What every tool prints: lines, JSON, tables, errors in three parts; and its end.
+//!
+//! Words of others (command lines, names from the network) are printed with their control characters
+//! replaced: a process' name must not be able to drive the terminal of who looks at it.
 
-use migd::api::{ApiError, ErrorKind};
-use std::io::Write;
+use migd::api::{ApiError, ErrorKind, Response};
+use std::fmt::Write as _;
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Prints an error (what, why, what next) and gives its exit code.
 pub fn fail(tool: &str, error: &ApiError) -> ExitCode {
-    let mut err = std::io::stderr().lock();
-    let _ = writeln!(err, "{tool}: {}", error.what);
+    // Standard error may be closed or full; there is nobody left to tell then.
+    let _ = io::stderr().lock().write_all(in_three_parts(tool, error).as_bytes());
+    ExitCode::from(error.kind.exit_code() as u8)
+}
+
+/// What failed, why, what to do next.
+pub fn in_three_parts(tool: &str, error: &ApiError) -> String {
+    let mut text = format!("{tool}: {}\n", clean(&error.what));
     if error.blockers.is_empty() {
-        let _ = writeln!(err, "  why:  {}", error.why);
-    } else {
-        for blocker in &error.blockers {
-            let _ = writeln!(err, "  why:  {}", blocker.what);
-        }
+        let _ = writeln!(text, "  why:  {}", clean(&error.why));
+    }
+    for blocker in &error.blockers {
+        let _ = writeln!(text, "  why:  {}: {}", clean(&blocker.kind), clean(&blocker.what));
     }
     if !error.next.is_empty() {
-        let _ = writeln!(err, "  next: {}", error.next);
+        let _ = writeln!(text, "  next: {}", clean(&error.next));
     }
-    ExitCode::from(error.kind.exit_code() as u8)
+    text
 }
 
 /// An error of the tool's own.
 pub fn error(kind: ErrorKind, what: &str, why: &str, next: &str) -> ApiError {
     ApiError { kind, what: what.into(), why: why.into(), next: next.into(), blockers: Vec::new() }
+}
+
+/// The daemon answered something else.
+pub fn unexpected(response: &Response) -> ApiError {
+    error(
+        ErrorKind::Failed,
+        "the daemon gave an answer that does not belong to the question",
+        &format!("{response:?}").chars().take(200).collect::<String>(),
+        "are the tools and the daemon of the same version? see `mosctl status`",
+    )
 }
 
 /// Ends a tool: nothing to say, or an error.
@@ -35,79 +53,79 @@ pub fn end(tool: &str, result: Result<(), ApiError>) -> ExitCode {
     }
 }
 
-/// Prints one JSON document; a closed pipe is the reader's choice.
+/// Prints one JSON document, on a line of its own.
 pub fn json<T: serde::Serialize>(value: &T) {
-    if let Ok(text) = serde_json::to_string(value) {
-        line(&text);
+    match serde_json::to_string(value) {
+        Ok(text) => raw(&format!("{text}\n")),
+        Err(error) => unwritable(&io::Error::other(error)),
     }
 }
 
 /// Prints a line.
 pub fn line(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    raw(&format!("{}\n", clean(text)));
 }
 
-/// Bytes in words.
-pub fn bytes(n: u64) -> String {
-    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    match units.iter().find(|(_, shift)| n >> shift > 0) {
-        Some((unit, shift)) => format!("{:.1} {unit}", n as f64 / (1u64 << shift) as f64),
-        None => format!("{n} B"),
+/// Prints text as it is.
+pub fn raw(text: &str) {
+    let mut out = io::stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        drop(out);
+        unwritable(&error);
     }
 }
 
-/// `10s`, `500ms`, `2m`, `1h`; a bare number is seconds.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 =
-        number.parse().map_err(|_| format!("`{text}` is not a duration (like 10s, 500ms, 2m)"))?;
-    let seconds = match unit {
-        "" | "s" => number,
-        "ms" => number / 1e3,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        "d" => number * 86_400.0,
-        _ => return Err(format!("`{unit}` is not a unit of time (ms, s, m, h, d)")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| format!("`{text}` is out of range"))
+/// Output that nobody can read ends the tool: a reader that has gone as SIGPIPE would have, a full disk
+/// with a word.
+fn unwritable(error: &io::Error) -> ! {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        checkpoint::sys::sigpipe::restore();
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGPIPE);
+        std::process::exit(1);
+    }
+    let tool = std::env::args_os().next().unwrap_or_default();
+    let tool = std::path::Path::new(&tool).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let next = "is the disk full? send the output somewhere else";
+    let found = self::error(ErrorKind::Failed, "the output could not be written", &error.to_string(), next);
+    let _ = fail(&tool, &found);
+    std::process::exit(1)
 }
 
-/// `512M`, `2GiB`; a bare number is bytes.
-pub fn size(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is not a size (like 512M, 2G)"))?;
-    let shift = match unit.trim_end_matches("iB").trim_end_matches('B') {
-        "" => 0,
-        "K" | "k" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        "T" | "t" => 40,
-        _ => return Err(format!("`{unit}` is not a unit of size (K, M, G, T)")),
-    };
-    Ok((number.max(0.0) * (1u64 << shift) as f64) as u64)
+/// Without control characters.
+pub fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// Prints rows under headings, columns aligned.
-pub fn table(headings: &[&str], rows: &[Vec<String>]) {
-    let mut widths: Vec<usize> = headings.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+/// Columns that `text` takes on a terminal.
+fn width(text: &str) -> usize {
+    ratatui::text::Line::from(text).width()
+}
+
+/// Rows under headings, columns aligned; numbers belong to the right, so headings that begin with a
+/// space are aligned to the right.
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let heads = headings.iter().map(|h| h.trim_start().to_string()).collect();
+    let rows: Vec<Vec<String>> =
+        std::iter::once(heads).chain(rows.iter().map(|r| r.iter().map(|c| clean(c)).collect())).collect();
+    let mut widths = vec![0; headings.len()];
+    for row in &rows {
+        for (most, cell) in widths.iter_mut().zip(row) {
+            *most = width(cell).max(*most);
         }
     }
-    let print = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut text = String::new();
-        for (cell, width) in cells.zip(&widths) {
-            text.push_str(&format!("{cell:<width$}  "));
+    let mut text = String::new();
+    for row in &rows {
+        let mut cells = String::new();
+        for ((cell, most), heading) in row.iter().zip(&widths).zip(headings) {
+            let space = " ".repeat(most - width(cell));
+            let (before, after) =
+                if heading.starts_with(' ') { (space, "".into()) } else { ("".into(), space) };
+            let _ = write!(cells, "{before}{cell}{after}  ");
         }
-        line(text.trim_end());
-    };
-    print(&mut headings.iter().copied());
-    for row in rows {
-        print(&mut row.iter().map(String::as_str));
+        text.push_str(cells.trim_end());
+        text.push('\n');
     }
+    text
 }
 
 #[cfg(test)]
@@ -115,13 +133,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_and_writes_quantities() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        assert!(duration("x").is_err() && duration("-1s").is_err() && duration("1y").is_err());
-        assert_eq!(size("2G"), Ok(2 << 30));
-        assert_eq!(size("1.5KiB"), Ok(1536));
-        assert!(size("1Q").is_err());
-        assert_eq!(bytes(1536), "1.5 KiB");
+    fn columns_are_aligned() {
+        let rows =
+            vec![vec!["a".into(), "1".into(), "x".into()], vec!["长い".into(), "20".into(), "".into()]];
+        assert_eq!(table(&["NAME", " N", "C"], &rows), "NAME   N  C\na      1  x\n长い  20\n");
+    }
+
+    #[test]
+    fn nobodys_words_drive_the_terminal() {
+        let text = table(&["C"], &[vec!["\u{1b}[2Jrm\n".into()]]);
+        assert!(!text.contains('\u{1b}') && text.lines().count() == 2, "{text:?}");
+    }
+
+    #[test]
+    fn errors_have_three_parts() {
+        let error = error(ErrorKind::Refused, "it was not done", "not yours", "ask root");
+        assert_eq!(in_three_parts("x", &error), "x: it was not done\n  why:  not yours\n  next: ask root\n");
     }
 }

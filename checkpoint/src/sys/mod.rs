@@ -20,6 +20,7 @@ pub mod seccomp;
 pub mod signalfd;
 pub mod sigpipe;
 pub mod statx;
+pub mod stdio;
 pub mod terminal_ioctl;
 pub mod thread_kick;
 pub mod timerfd;

@@ -29,3 +29,9 @@ pub fn restore() {
     // Keeps the record from being left out of the program.
     let _ = std::hint::black_box(&RECORD);
 }
+
+/// Ignores SIGPIPE, as the Rust runtime does.
+pub fn ignore() {
+    // SAFETY: SIG_IGN is not a handler of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}

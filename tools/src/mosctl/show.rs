@@ -1,8 +1,9 @@
 //! The verbs that print.
 
 use super::snapshot;
-use crate::migrate::{in_words, unexpected};
-use crate::output;
+use crate::migrate::in_words;
+use crate::output::{self, unexpected};
+use crate::quantity;
 use migd::api::{ApiError, ErrorKind, NodeInfo, Request, Response, Snapshot};
 use migd::client::Client;
 use std::time::Duration;
@@ -29,9 +30,13 @@ pub fn status(client: &mut Client, json: bool) -> Result<(), ApiError> {
             "load        {:.2} on {:.2} CPUs of speed {}",
             node.load, node.cpus, node.speed
         ));
-        let free = output::bytes(node.mem_available_bytes);
-        output::line(&format!("memory      {free} available of {}", output::bytes(node.mem_total_bytes)));
+        let free = quantity::bytes(node.mem_available_bytes);
+        output::line(&format!("memory      {free} available of {}", quantity::bytes(node.mem_total_bytes)));
         output::line(&format!("guests      {} out, {} in", node.guests_out, node.guests_in));
+        let switches = switches(node);
+        if !switches.is_empty() {
+            output::line(&format!("switches    {}", switches.join(", ")));
+        }
     }
     let up = snapshot.nodes.iter().filter(|node| node.state == "up").count();
     output::line(&format!("cluster     {up} of {} nodes up", snapshot.nodes.len()));
@@ -45,20 +50,22 @@ pub fn nodes(snapshot: &Snapshot, json: bool) -> Result<(), ApiError> {
         output::json(&snapshot.nodes);
         return Ok(());
     }
-    let headings = ["#", "NODE", "ADDRESS", "STATE", "LOAD", "SPEED", "CPUS", "MEMORY FREE", "OUT", "IN", ""];
+    let headings =
+        [" #", "NODE", "ADDRESS", "STATE", " LOAD", " SPEED", " CPUS", " FREE", " OUT", " IN", "SWITCHES"];
     let rows: Vec<Vec<String>> = snapshot.nodes.iter().map(row).collect();
-    output::table(&headings, &rows);
+    output::raw(&output::table(&headings, &rows));
     Ok(())
 }
 
+/// The switches that are on, as far as a node tells of them.
+fn switches(node: &NodeInfo) -> Vec<&'static str> {
+    [(node.blocked, "block"), (node.stay, "stay")]
+        .into_iter()
+        .filter_map(|(on, name)| on.then_some(name))
+        .collect()
+}
+
 fn row(node: &NodeInfo) -> Vec<String> {
-    let mut switches = Vec::new();
-    if node.blocked {
-        switches.push("block");
-    }
-    if node.stay {
-        switches.push("stay");
-    }
     vec![
         node.number.to_string(),
         node.name.clone(),
@@ -67,10 +74,10 @@ fn row(node: &NodeInfo) -> Vec<String> {
         format!("{:.2}", node.load),
         node.speed.to_string(),
         format!("{:.2}", node.cpus),
-        output::bytes(node.mem_available_bytes),
+        quantity::bytes(node.mem_available_bytes),
         node.guests_out.to_string(),
         node.guests_in.to_string(),
-        switches.join(","),
+        switches(node).join(","),
     ]
 }
 
@@ -78,7 +85,8 @@ fn row(node: &NodeInfo) -> Vec<String> {
 pub fn whois(snapshot: &Snapshot, wanted: &str, json: bool) -> Result<(), ApiError> {
     let host = |node: &NodeInfo| node.address.rsplit_once(':').map(|(host, _)| host.to_string());
     let found = snapshot.nodes.iter().find(|node| {
-        node.name == wanted
+        (matches!(wanted, "here" | "home") && node.name == snapshot.node)
+            || node.name == wanted
             || node.number.to_string() == wanted
             || node.address == wanted
             || host(node).as_deref() == Some(wanted)
@@ -148,6 +156,19 @@ pub fn policy(client: &mut Client, json: bool) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// How long ago something ended.
+fn when(unix_ms: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let secs = (now.as_millis() as u64).saturating_sub(unix_ms) / 1000;
+    let text = match secs {
+        0..120 => format!("{secs} s ago"),
+        120..7200 => format!("{} min ago", secs / 60),
+        7200..172_800 => format!("{} h ago", secs / 3600),
+        _ => format!("{} d ago", secs / 86_400),
+    };
+    format!("{text:>10}")
+}
+
 /// Past migrations.
 pub fn history(client: &mut Client, since: Option<Duration>, json: bool) -> Result<(), ApiError> {
     let answer = client.call(&Request::History { since_secs: since.map(|d| d.as_secs()) })?;
@@ -157,13 +178,8 @@ pub fn history(client: &mut Client, since: Option<Duration>, json: bool) -> Resu
         return Ok(());
     }
     for migration in &migrations {
-        let text = match &migration.error {
-            Some(why) => {
-                format!("process {} {} -> {}: failed: {why}", migration.pid, migration.from, migration.to)
-            }
-            None => in_words(migration),
-        };
-        output::line(&format!("{:<9} {text}", migration.cause));
+        let when = when(migration.ended_unix_ms);
+        output::line(&format!("{when}  {:<9} {}", migration.cause, in_words(migration)));
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ const DATA_PY: &str = r#"import hashlib, zlib
 
 blocks = [bytearray(hashlib.shake_128(str(i).encode()).digest(1 << 20)) for i in range(256)]
 state = 12345
-for step in range(110_000):
+for step in range(200_000):
     state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
     block = blocks[state >> 56]
     at = (state >> 20) % ((1 << 20) - 4096)
@@ -34,7 +34,7 @@ print("all", total, state)
 /// Perl: who did what, how often and how long, over several passes of the log.
 const SCAN_PL: &str = r#"use strict;
 my (%count, %time, %longest);
-for my $pass (1 .. 8) {
+for my $pass (1 .. 14) {
     open(my $log, '<', $ARGV[0]) or die "$ARGV[0]: $!\n";
     while (<$log>) {
         next unless /^(\S+) (\S+) (\w+)\[(\d+)\]: user=(\w+) action=(\w+) bytes=(\d+) ms=(\d+)/;
@@ -52,7 +52,7 @@ print "$_ $count{$_} ", $time{$_} // 0, ' ', $longest{$_} // 0, "\n" for sort ke
 
 /// The same question for awk, where there is no perl.
 const SCAN_AWK: &str = r#"{
-    for (pass = 1; pass <= 8; pass++) {
+    for (pass = 1; pass <= 14; pass++) {
         key = $3 "/" $4 "/" $5 "/" pass
         count[key]++
         split($7, ms, "=")

@@ -1,0 +1,235 @@
+//! A lab of its own for a test, gone when the test is over, however it ends.
+
+use crate::build::program;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long anything that a test waits for may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+}
+
+/// What a command in a node has done.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// Its exit status, 128+N for signal N.
+    pub status: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+impl Ran {
+    fn from(output: Output) -> Ran {
+        Ran {
+            status: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// The output of a command that has to succeed.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.status, 0, "it failed: {}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+/// A lab's name that no other test uses.
+pub fn unique_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// `moslab`, ready for its arguments.
+pub fn moslab() -> Command {
+    let mut command = Command::new(program("moslab"));
+    command.stdin(Stdio::null()).env_remove("CARGO");
+    command
+}
+
+impl Lab {
+    /// Brings up so many nodes.
+    #[track_caller]
+    pub fn up(nodes: u32) -> Lab {
+        Lab::up_with(nodes, &[])
+    }
+
+    /// Brings up so many nodes, with more options of `moslab up`.
+    #[track_caller]
+    pub fn up_with(nodes: u32, options: &[&str]) -> Lab {
+        let lab = Lab { name: unique_name() };
+        let mut up = moslab();
+        up.args(["up", "--name", &lab.name, "-n", &nodes.to_string()]).args(options);
+        let output = up.output().expect("moslab can be run");
+        Ran::from(output).ok();
+        lab
+    }
+
+    /// A lab that somebody else has brought up, or not at all.
+    pub fn named(name: &str) -> Lab {
+        Lab { name: name.to_string() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A verb of `moslab` on this lab.
+    pub fn verb(&self, verb: &str, arguments: &[&str]) -> Ran {
+        let output = moslab().args([verb, "--name", &self.name]).args(arguments).output();
+        Ran::from(output.expect("moslab can be run"))
+    }
+
+    /// A shell script in a node as root, not started yet.
+    pub fn command(&self, node: &str, script: &str) -> Command {
+        self.command_as("root", node, script)
+    }
+
+    /// A shell script in a node as some user, not started yet.
+    pub fn command_as(&self, user: &str, node: &str, script: &str) -> Command {
+        let mut command = moslab();
+        command.args(["exec", "--name", &self.name, "--user", user, node, "--", "sh", "-c", script]);
+        command
+    }
+
+    /// Runs a shell script in a node as root.
+    pub fn sh(&self, node: &str, script: &str) -> Ran {
+        Ran::from(self.command(node, script).output().expect("moslab can be run"))
+    }
+
+    /// Runs a shell script in a node as some user.
+    pub fn sh_as(&self, user: &str, node: &str, script: &str) -> Ran {
+        Ran::from(self.command_as(user, node, script).output().expect("moslab can be run"))
+    }
+
+    /// Starts a shell script in a node; its output is kept.
+    pub fn start(&self, node: &str, script: &str) -> Running {
+        let mut command = self.command(node, script);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running { child: Some(command.spawn().expect("moslab can be run")) }
+    }
+
+    /// The ordinary user of its nodes.
+    pub fn user(&self) -> String {
+        let state: Value = serde_json::from_str(&self.verb("status", &["--json"]).ok()).expect("JSON");
+        state["user"].as_str().expect("a user").to_string()
+    }
+
+    /// A file or folder of a node's `/srv`, seen from outside.
+    pub fn srv(&self, node: &str, name: &str) -> PathBuf {
+        PathBuf::from(format!("/var/lib/moslab/{}/{node}/srv/{name}", self.name))
+    }
+
+    /// The processes that a node's daemon knows.
+    pub fn processes(&self, node: &str) -> Vec<Value> {
+        let ran = self.sh(node, "mosps -a --json");
+        match serde_json::from_str(&ran.ok()).expect("mosps prints JSON") {
+            Value::Array(list) => list,
+            other => panic!("mosps printed no list: {other}"),
+        }
+    }
+
+    /// The process of a job, as its home's daemon has it now.
+    pub fn job(&self, home: &str, job: &str) -> Option<Value> {
+        self.processes(home).into_iter().find(|process| process["job"] == job)
+    }
+
+    /// Waits until a job is known at home; its PID there.
+    #[track_caller]
+    pub fn await_job(&self, home: &str, job: &str) -> i64 {
+        wait_for(&format!("job {job}"), || self.job(home, job)?["pid"].as_i64())
+    }
+
+    /// Waits until a node's daemon counts so many nodes as up.
+    #[track_caller]
+    pub fn await_up(&self, node: &str, wanted: usize) {
+        wait_for(&format!("{wanted} nodes up as {node} sees it"), || {
+            let ran = self.sh(node, "mosctl nodes --json");
+            let list: Value = serde_json::from_str(&ran.stdout).ok()?;
+            let up = list.as_array()?.iter().filter(|n| n["state"] == "up").count();
+            (up == wanted).then_some(())
+        });
+    }
+
+    /// Moves a job by hand; it has to succeed.
+    #[track_caller]
+    pub fn migrate(&self, job: &str, to: &str) -> String {
+        self.sh("node1", &format!("migrate job:{job} {to}")).ok()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in ["node1", "node2", "node3"] {
+                let log = self.verb("logs", &[node]);
+                let lines: Vec<&str> = log.stdout.lines().rev().take(30).collect();
+                let tail: Vec<&str> = lines.into_iter().rev().collect();
+                eprintln!("--- the end of {node}'s log:\n{}", tail.join("\n"));
+            }
+        }
+        let down = self.verb("down", &[]);
+        if down.status != 0 && !std::thread::panicking() {
+            panic!("the lab does not go: {}", down.stderr);
+        }
+    }
+}
+
+/// A script that runs in a node.
+#[derive(Debug)]
+pub struct Running {
+    child: Option<Child>,
+}
+
+impl Running {
+    /// The PID of its `moslab exec`, outside.
+    pub fn pid(&self) -> i32 {
+        self.child.as_ref().map_or(0, |child| child.id() as i32)
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn end(mut self) -> Ran {
+        let child = self.child.take().expect("it was started");
+        Ran::from(child.wait_with_output().expect("it can be waited for"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It has ended already, or the lab's end takes what it leaves.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Asks again and again until there is an answer, or the patience is at its end.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
