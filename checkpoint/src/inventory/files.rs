@@ -148,23 +148,16 @@ fn character_device(rdev: u64, link: &[u8]) -> FileKind {
     }
 }
 
-/// A pipe is internal if both its ends are in the table and nobody else has either.
+/// A pipe is internal if nobody else has either end; one end may be gone altogether.
 fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
-    let pipes: Vec<u64> = image
-        .files
-        .iter()
-        .filter(|file| matches!(file.kind, FileKind::Pipe { .. }) && file.link.starts_with(b"pipe:"))
-        .map(|file| file.stat.1)
-        .collect();
-    if pipes.is_empty() {
+    let is_pipe =
+        |file: &OpenFile| matches!(file.kind, FileKind::Pipe { .. }) && file.link.starts_with(b"pipe:");
+    if !image.files.iter().any(is_pipe) {
         return;
     }
     let outside = inodes_elsewhere(pid);
-    for file in &mut image.files {
-        let both = pipes.iter().filter(|&&ino| ino == file.stat.1).count() >= 2;
-        if let FileKind::Pipe { internal } = &mut file.kind {
-            *internal = both && !outside.contains(&file.stat.1);
-        }
+    for file in image.files.iter_mut().filter(|file| is_pipe(file)) {
+        file.kind = FileKind::Pipe { internal: !outside.contains(&file.stat.1) };
     }
 }
 
