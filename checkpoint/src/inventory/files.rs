@@ -111,7 +111,7 @@ fn special_file_system(pid: i32, fd: i32) -> Option<&'static str> {
     /// linux/magic.h does not have it (ipc/mqueue.c).
     const MQUEUE_MAGIC: i64 = 0x1980_0202;
     let found = nix::sys::statfs::statfs(format!("/proc/{pid}/fd/{fd}").as_str()).ok()?;
-    match i64::from(found.filesystem_type().0) {
+    match found.filesystem_type().0 {
         libc::PROC_SUPER_MAGIC => Some("a file of the process file system"),
         MQUEUE_MAGIC => Some("a POSIX message queue"),
         _ => None,
