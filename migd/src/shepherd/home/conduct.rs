@@ -3,6 +3,7 @@
 //! The two parties of a move may each be another node's shepherd or this very process; [`Parties`] is
 //! what the three kinds of move have in common.
 
+use super::super::host;
 use super::super::session::{SendFigures, StepKind, ToHome};
 use super::record::{self, Record};
 use super::{Event, Home, MoveError};
@@ -62,7 +63,8 @@ impl Home {
                     }
                     HomeAction::AwaitLease => {
                         parties.cut_target();
-                        std::thread::sleep(super::super::host::LEASE_LIMIT);
+                        // It hears nothing of us from now on, stops, and throws its copy away.
+                        std::thread::sleep(host::SILENCE_LIMIT + host::LEASE_LIMIT);
                         events.push_back(HomeEvent::LeaseExpired);
                     }
                     HomeAction::Finish(end) => outcome = Some(end),
