@@ -7,6 +7,6 @@ pub mod cluster_key;
 pub mod config;
 pub mod daemon;
 pub mod homefs;
-pub mod protocol;
 pub mod priority;
+pub mod protocol;
 pub mod shepherd;

@@ -133,7 +133,7 @@ fn live(pid: i32, as_json: bool) -> Result<(), Failure> {
     } else {
         line("it cannot be saved:");
         for blocker in &view.blockers {
-            line(&format!("  {}: {}", blocker.kind, blocker.what));
+            line(&format!("  {}", blocker.what));
         }
     }
     Ok(())

@@ -1,7 +1,10 @@
 //! What a process must ask the kernel itself.
 
 use super::DumpError;
-use crate::tracee::{ThreadState, Tracee, TraceeError};
+use crate::sys::ptrace::Regs;
+use crate::sys::rlimit::LIMITS;
+use crate::tracee::restart::original_call;
+use crate::tracee::{ThreadState, Tracee};
 
 /// Questions asked by injected system calls.
 pub struct Inside<'a> {
@@ -49,6 +52,22 @@ impl<'a> Inside<'a> {
         Ok(self.tracee.syscall(0, libc::SYS_brk, [0; 6])? as u64)
     }
 
+    /// Every limit: number, soft, hard. Asked inside, as prlimit(2) on a process with other ids needs
+    /// CAP_SYS_RESOURCE.
+    pub fn limits(&mut self) -> Result<Vec<(u32, u64, u64)>, DumpError> {
+        let scratch = self.tracee.scratch();
+        let mut out = Vec::with_capacity(LIMITS as usize);
+        for resource in 0..LIMITS {
+            let args = [0, resource.into(), 0, scratch, 0, 0];
+            if self.tracee.syscall(0, libc::SYS_prlimit64, args)? == 0 {
+                let mut bytes = [0; 16];
+                self.tracee.read_mem(scratch, &mut bytes)?;
+                out.push((resource, word(&bytes, 0), word(&bytes, 8)));
+            }
+        }
+        Ok(out)
+    }
+
     /// A prctl(2) whose result is the answer.
     pub fn prctl_value(&mut self, option: i32) -> Result<i64, DumpError> {
         self.thread_value(0, option)
@@ -84,7 +103,7 @@ impl<'a> Inside<'a> {
         self.tracee.must(0, "getitimer", libc::SYS_getitimer, [which, scratch, 0, 0, 0, 0])?;
         let mut bytes = [0; 32];
         self.tracee.read_mem(scratch, &mut bytes)?;
-        let micros = |at| word(&bytes, at) * 1_000_000 + word(&bytes, at + 8);
+        let micros = |at| word(&bytes, at).saturating_mul(1_000_000).saturating_add(word(&bytes, at + 8));
         Ok((micros(0), micros(16)))
     }
 
@@ -95,7 +114,7 @@ impl<'a> Inside<'a> {
         self.tracee.must(0, "timer_gettime", libc::SYS_timer_gettime, args)?;
         let mut bytes = [0; 32];
         self.tracee.read_mem(scratch, &mut bytes)?;
-        let nanos = |at| word(&bytes, at) * 1_000_000_000 + word(&bytes, at + 8);
+        let nanos = |at| word(&bytes, at).saturating_mul(1_000_000_000).saturating_add(word(&bytes, at + 8));
         let (interval, value) = (nanos(0), nanos(16));
         let overrun = self.tracee.syscall(0, libc::SYS_timer_getoverrun, [id as u64, 0, 0, 0, 0, 0])?;
         Ok((interval, value, overrun.max(0) as i32))
@@ -109,7 +128,7 @@ impl<'a> Inside<'a> {
             self.tracee.must(0, "clock_gettime", libc::SYS_clock_gettime, args)?;
             let mut bytes = [0; 16];
             self.tracee.read_mem(scratch, &mut bytes)?;
-            Ok(word(&bytes, 0) * 1_000_000_000 + word(&bytes, 8))
+            Ok(word(&bytes, 0).saturating_mul(1_000_000_000).saturating_add(word(&bytes, 8)))
         };
         Ok((read(libc::CLOCK_MONOTONIC)?, read(libc::CLOCK_BOOTTIME)?))
     }
@@ -128,16 +147,16 @@ impl<'a> Inside<'a> {
         Ok((field(1), field(5)))
     }
 
+    /// The call that thread `i` was in, as [`original_call`] tells.
+    pub fn original_call(&self, regs: &Regs) -> Option<i64> {
+        let mut read = |addr: u64, buffer: &mut [u8]| self.tracee.read_mem(addr, buffer).is_ok();
+        original_call(regs, &mut read)
+    }
+
     fn read_word(&self, at: u64) -> Result<u64, DumpError> {
         let mut bytes = [0; 8];
         self.tracee.read_mem(at, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
-    }
-
-    /// Reads `/proc/PID/NAME`; empty if it is not there.
-    pub fn proc_text(&self, name: &str) -> Result<String, TraceeError> {
-        let bytes = crate::proc::read(self.pid(), name).unwrap_or_default();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 

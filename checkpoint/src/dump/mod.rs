@@ -6,6 +6,7 @@
 mod inside;
 mod pages;
 mod pipes;
+mod shared;
 mod timers;
 
 pub use pages::{Run, for_each_run};
@@ -14,7 +15,8 @@ pub use pipes::read_pipes;
 use crate::image::{CredsImage, FsImage, MiscImage, MmImage, ProcessImage, SignalsImage, ThreadImage};
 use crate::inventory;
 use crate::proc::{self, status::Stat, status::Status};
-use crate::sys::{ptrace, rlimit, sched};
+use crate::sys::pagemap_scan::Scanner;
+use crate::sys::{ptrace, sched};
 use crate::tracee::{Tracee, TraceeError, arrange_restart};
 use inside::Inside;
 use std::io;
@@ -58,16 +60,13 @@ pub enum DumpError {
 /// Reads everything but memory. Maps the stub if there is none.
 pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
     let pid = tracee.pid();
-    // Before the stub is there: it is none of the process' mappings.
-    let vmas = match tracee.stub_range() {
-        None => inventory::mappings(pid).map_err(|source| DumpError::Proc { what: "smaps", pid, source })?,
-        Some((at, len)) => {
-            let mut all =
-                inventory::mappings(pid).map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
-            all.retain(|vma| vma.end <= at || vma.start >= at + len);
-            all
-        }
-    };
+    let mut vmas =
+        inventory::mappings::read(pid).map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
+    if let Some((at, len)) = tracee.stub_range() {
+        // A stub that is there already is none of the process' mappings.
+        vmas.retain(|vma| vma.end <= at || vma.start >= at + len);
+    }
+    timers::settle_timerfds(pid).map_err(|source| DumpError::Proc { what: "timerfds", pid, source })?;
     let files = inventory::files::read(pid).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
     tracee.install_stub(&[])?;
     let status = status(pid)?;
@@ -79,6 +78,7 @@ pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
     let timers = timers::read(&mut inside)?;
     let creds = read_creds(&mut inside, &status)?;
     let misc = read_misc(&mut inside)?;
+    let limits = inside.limits()?;
     let threads = read_threads(&mut inside)?;
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
     Ok(ProcessImage {
@@ -90,9 +90,7 @@ pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
         signals: SignalsImage { actions, pending, stopped_by: tracee.group_stop() },
         timers,
         creds,
-        limits: (0..rlimit::LIMITS)
-            .filter_map(|resource| rlimit::get(pid, resource).ok().map(|(soft, hard)| (resource, soft, hard)))
-            .collect(),
+        limits,
         fs: read_fs(pid, &status)?,
         files,
         misc,
@@ -123,12 +121,15 @@ fn read_mm(inside: &mut Inside<'_>, stat: &Stat, vmas: Vec<crate::image::Vma>) -
     ];
     let filter = proc::read(pid, "coredump_filter").unwrap_or_default();
     let filter = String::from_utf8_lossy(&filter);
+    let mut scanner = Scanner::open(pid).map_err(at("pagemap"))?;
+    let guards = scanner.guards().map_err(|errno| DumpError::Memory { pid, addr: 0, errno })?;
     let mut exe = proc::link(pid, "exe").map_err(at("exe"))?;
     if let Some(path) = exe.strip_suffix(b" (deleted)") {
         exe = path.to_vec();
     }
     Ok(MmImage {
         vmas,
+        guards,
         layout,
         auxv: proc::read(pid, "auxv").map_err(at("auxv"))?,
         exe,
@@ -206,6 +207,11 @@ fn read_thread(inside: &mut Inside<'_>, i: usize) -> Result<ThreadImage, DumpErr
     let found = inside.original(i).clone();
     let tid = found.tid;
     let mut regs = found.regs;
+    if regs.orig_rax() == libc::SYS_restart_syscall as u64
+        && let Some(call) = inside.original_call(&regs)
+    {
+        regs.set_orig_rax(call as u64);
+    }
     arrange_restart(&mut regs);
     let comm = proc::read(tid, "comm").unwrap_or_default();
     Ok(ThreadImage {

@@ -1,17 +1,15 @@
 //! Memory of a frozen process, in runs.
 
 use super::DumpError;
+use super::shared::{Given, data_ranges};
 use crate::image::{Backing, MmImage, Vma, VmaFlags};
-use crate::sys::pagemap_scan::{self, IS_FILE, IS_PFNZERO, Region};
+use crate::sys::pagemap_scan::{IS_FILE, IS_PFNZERO, Region, Scanner};
 use crate::sys::process_vm;
 use crate::tracee::Tracee;
-use std::collections::BTreeSet;
-use std::fs::File;
+use nix::errno::Errno;
 
 /// Largest run, bytes: one buffer, used again, stays in the cache.
 pub const RUN: usize = 1 << 20;
-/// Shared anonymous memory up to this size is read whole, zeros and all.
-const WHOLE_SHARED: u64 = 1 << 30;
 
 /// A part of memory.
 #[derive(Debug)]
@@ -42,30 +40,15 @@ pub fn for_each_run<E: From<DumpError>>(
     mut each: impl FnMut(Run<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let pid = tracee.pid();
-    let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|source| DumpError::Proc {
-        what: "pagemap",
-        pid,
-        source,
-    })?;
+    let mut scanner =
+        Scanner::open(pid).map_err(|source| DumpError::Proc { what: "pagemap", pid, source })?;
     let mut buffer = vec![0u8; RUN];
-    let mut seen = BTreeSet::new();
-    for vma in &mm.vmas {
-        if !has_contents(vma, &mut seen) {
-            continue;
-        }
-        let private_file = matches!(vma.backing, Backing::File(_));
-        let mut regions = pagemap_scan::occupied(&pagemap, vma.start, vma.end)
-            .map_err(|errno| DumpError::Memory { pid, addr: vma.start, errno })?;
-        if matches!(vma.backing, Backing::SharedAnon { .. }) && vma.end - vma.start <= WHOLE_SHARED {
-            // The memory may hold pages that this mapping's page table does not show.
-            regions = vec![Region { start: vma.start, end: vma.end, categories: 0 }];
-        }
-        for region in regions {
-            if private_file && region.categories & IS_FILE != 0 {
-                continue;
-            }
+    let mut given = Given::default();
+    for vma in mm.vmas.iter().filter(|vma| !vma.flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP)) {
+        for region in regions(pid, &mut scanner, &mut given, vma)? {
             if region.categories & IS_PFNZERO != 0 {
-                if private_file {
+                // Fresh anonymous memory is zero anyway.
+                if matches!(vma.backing, Backing::File(_)) {
                     each(Run::Zero { addr: region.start, len: region.end - region.start })?;
                 }
                 continue;
@@ -82,25 +65,33 @@ pub fn for_each_run<E: From<DumpError>>(
     Ok(())
 }
 
+/// The parts of a mapping whose contents belong into the image.
+fn regions(pid: i32, scanner: &mut Scanner, given: &mut Given, vma: &Vma) -> Result<Vec<Region>, DumpError> {
+    let failed = |errno: Errno| DumpError::Memory { pid, addr: vma.start, errno };
+    match &vma.backing {
+        Backing::Anon => scanner.occupied(vma.start, vma.end, false).map_err(failed),
+        Backing::File(_) if !vma.shared => {
+            let mut found = scanner.occupied(vma.start, vma.end, true).map_err(failed)?;
+            found.retain(|region| region.categories & IS_FILE == 0);
+            Ok(found)
+        }
+        Backing::SharedAnon { id, offset } => {
+            let fresh = given.take(*id, *offset, vma.end - vma.start);
+            data_ranges(pid, vma, *offset, &fresh).map_err(|source| DumpError::Proc {
+                what: "map_files",
+                pid,
+                source,
+            })
+        }
+        Backing::File(_) | Backing::Vdso | Backing::Vvar | Backing::Vsyscall => Ok(Vec::new()),
+    }
+}
+
 fn read(tracee: &Tracee, at: u64, buffer: &mut [u8]) -> Result<(), DumpError> {
     let pid = tracee.pid();
     // Refused for memory without PROT_READ; `/proc/PID/mem` reads that too (FOLL_FORCE).
     match process_vm::read(pid, at, buffer) {
         Ok(()) => Ok(()),
         Err(_) => Ok(tracee.read_mem(at, buffer)?),
-    }
-}
-
-/// Whether a mapping's contents belong into the image. `seen`: shared memory already given, by id,
-/// offset range.
-fn has_contents(vma: &Vma, seen: &mut BTreeSet<(u64, u64, u64)>) -> bool {
-    if vma.flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP) {
-        return false;
-    }
-    match &vma.backing {
-        Backing::Anon => true,
-        Backing::SharedAnon { id, offset } => seen.insert((*id, *offset, vma.end - vma.start)),
-        Backing::File(_) => !vma.shared,
-        Backing::Vdso | Backing::Vvar | Backing::Vsyscall => false,
     }
 }

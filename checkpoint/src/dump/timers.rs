@@ -3,14 +3,24 @@
 use super::DumpError;
 use super::inside::Inside;
 use crate::image::{PosixTimer, TimersImage};
-use crate::proc::status::Status;
+use crate::proc::{self, status::Status};
+use crate::sys::fd::{pidfd_getfd, pidfd_open};
+use crate::sys::timerfd::count_expirations;
+use std::os::fd::AsFd;
 
 pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
     let mut image = TimersImage::default();
     for (which, timer) in image.itimers.iter_mut().enumerate() {
         *timer = inside.itimer(which as u64)?;
     }
-    let text = inside.proc_text("timers")?;
+    let pid = inside.pid();
+    // Without it (CONFIG_CHECKPOINT_RESTORE) nobody can know what timers there are.
+    let text = proc::read(pid, "timers").map_err(|source| DumpError::Proc {
+        what: "timers (CONFIG_CHECKPOINT_RESTORE)",
+        pid,
+        source,
+    })?;
+    let text = String::from_utf8_lossy(&text);
     for mut timer in parse(&text) {
         (timer.interval_ns, timer.value_ns, timer.overrun) = inside.posix_timer(timer.id)?;
         if timer.tid != 0 {
@@ -20,6 +30,20 @@ pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
         image.posix.push(timer);
     }
     Ok(image)
+}
+
+/// Brings what `fdinfo` shows of the process' timerfds up to date.
+pub fn settle_timerfds(pid: i32) -> std::io::Result<()> {
+    let pidfd = pidfd_open(pid)?;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let is_timer =
+            std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == "anon_inode:[timerfd]");
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (true, Some(number)) = (is_timer, number) {
+            count_expirations(pidfd_getfd(pidfd.as_fd(), number)?.as_fd())?;
+        }
+    }
+    Ok(())
 }
 
 /// ```text
@@ -76,6 +100,14 @@ fn parse(text: &str) -> Vec<PosixTimer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "((ID|signal|notify|ClockID): [-0-9a-z./]{0,30}\n){0,8}") {
+            parse(&text);
+        }
+    }
 
     #[test]
     fn reads_what_the_kernel_shows() {

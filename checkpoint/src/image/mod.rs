@@ -43,6 +43,8 @@ pub struct ProcessImage {
 pub struct MmImage {
     /// Mappings in rising order.
     pub vmas: Vec<Vma>,
+    /// Guard pages (`MADV_GUARD_INSTALL`): starts and ends, in rising order.
+    pub guards: Vec<(u64, u64)>,
     /// `start_code end_code start_data end_data start_brk brk start_stack arg_start arg_end
     /// env_start env_end`: the order of `struct prctl_mm_map`.
     pub layout: [u64; 11],

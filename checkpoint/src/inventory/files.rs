@@ -1,6 +1,7 @@
 //! The descriptor table, and what each open file description is.
 
-use super::{names_file, sockets};
+use super::mappings::names_file;
+use super::sockets;
 use crate::image::{FdImage, FileKind, FilesImage, OpenFile};
 use crate::proc::{self, fdinfo::FdInfo};
 use crate::sys::kcmp;
@@ -50,42 +51,39 @@ fn read_one(pid: i32, fd: i32) -> Option<(bool, OpenFile)> {
     let flags = info.flags & !(libc::O_CLOEXEC as u32);
     let meta = fs::metadata(format!("/proc/{pid}/fd/{fd}")).ok()?;
     let stat = (meta.dev(), meta.ino(), meta.mode(), meta.rdev());
-    let kind = classify(pid, &link, &info, &meta);
+    let kind = classify(pid, fd, &link, &info, &meta);
     let owner = if flags & libc::O_ASYNC as u32 != 0 { (1, 0, 0) } else { (0, 0, 0) };
     Some((cloexec, OpenFile { flags, pos: info.pos, link, stat, owner, kind }))
 }
 
-fn classify(pid: i32, link: &[u8], info: &FdInfo, meta: &fs::Metadata) -> FileKind {
-    if let Some(kind) = anon_inode(link, info) {
+fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, meta: &fs::Metadata) -> FileKind {
+    if let Some(kind) = anon_inode(pid, fd, link, info) {
         return kind;
     }
     let unsupported = |what: String| FileKind::Unsupported { what };
     match meta.mode() & libc::S_IFMT {
         libc::S_IFREG if link.starts_with(b"/memfd:") => unsupported("a memfd".into()),
-        libc::S_IFREG if link.starts_with(b"/proc/") => {
-            unsupported(format!("a file of the process file system, {}", String::from_utf8_lossy(link)))
-        }
         libc::S_IFREG if link.first() != Some(&b'/') => {
             unsupported(format!("a kernel file, {}", String::from_utf8_lossy(link)))
         }
-        libc::S_IFREG => FileKind::Regular { deleted: !names_file(pid, link, meta.dev(), meta.ino()) },
+        libc::S_IFREG => regular(pid, fd, link, meta),
         libc::S_IFDIR => FileKind::Directory,
         libc::S_IFIFO => FileKind::Pipe { internal: false },
         libc::S_IFCHR => character_device(meta.rdev(), link),
-        libc::S_IFSOCK => unsupported(sockets::describe(pid, meta.ino())),
+        libc::S_IFSOCK => unsupported(sockets::describe(pid, fd, meta.ino())),
         libc::S_IFBLK => unsupported(format!("a block device, {}", String::from_utf8_lossy(link))),
         _ => unsupported(format!("something unknown, {}", String::from_utf8_lossy(link))),
     }
 }
 
-fn anon_inode(link: &[u8], info: &FdInfo) -> Option<FileKind> {
+fn anon_inode(pid: i32, fd: i32, link: &[u8], info: &FdInfo) -> Option<FileKind> {
     let name = link.strip_prefix(b"anon_inode:")?;
     Some(match name {
         b"[eventfd]" => FileKind::EventFd {
             count: info.number("eventfd-count", 16)?,
             semaphore: info.number("eventfd-semaphore", 10).unwrap_or(0) != 0,
         },
-        b"[eventpoll]" => FileKind::Epoll { targets: info.epoll_targets() },
+        b"[eventpoll]" => epoll(pid, fd, info.epoll_targets()),
         b"[timerfd]" => FileKind::TimerFd {
             clock: info.number("clockid", 10)? as i32,
             ticks: info.number("ticks", 10).unwrap_or(0),
@@ -101,6 +99,44 @@ fn anon_inode(link: &[u8], info: &FdInfo) -> Option<FileKind> {
     })
 }
 
+fn regular(pid: i32, fd: i32, link: &[u8], meta: &fs::Metadata) -> FileKind {
+    match special_file_system(pid, fd) {
+        Some(what) => FileKind::Unsupported { what: format!("{what}, {}", String::from_utf8_lossy(link)) },
+        None => FileKind::Regular { deleted: !names_file(pid, link, meta.dev(), meta.ino()) },
+    }
+}
+
+/// Files that are no data but the kernel's answers, by the file system's magic number.
+fn special_file_system(pid: i32, fd: i32) -> Option<&'static str> {
+    /// linux/magic.h does not have it (ipc/mqueue.c).
+    const MQUEUE_MAGIC: i64 = 0x1980_0202;
+    let found = nix::sys::statfs::statfs(format!("/proc/{pid}/fd/{fd}").as_str()).ok()?;
+    match found.filesystem_type().0 {
+        libc::PROC_SUPER_MAGIC => Some("a file of the process file system"),
+        MQUEUE_MAGIC => Some("a POSIX message queue"),
+        _ => None,
+    }
+}
+
+/// An epoll knows its targets by number *and* open file: one that was closed and lives on in a copy
+/// cannot be added again.
+fn epoll(pid: i32, fd: i32, targets: Vec<(i32, u32, u64)>) -> FileKind {
+    let mut seen: BTreeMap<i32, u32> = BTreeMap::new();
+    for &(target, ..) in &targets {
+        let which = seen.entry(target).or_default();
+        // Where the kernel cannot compare (CONFIG_KCMP), the number is believed.
+        if !kcmp::same_epoll_target(pid, target, fd, target, *which).unwrap_or_else(|errno| {
+            // EBADF: closed. ENOENT: it is watched no more.
+            !matches!(errno, nix::errno::Errno::EBADF)
+        }) {
+            let what = format!("an epoll that watches a file which was closed as fd {target}");
+            return FileKind::Unsupported { what };
+        }
+        *which += 1;
+    }
+    FileKind::Epoll { targets }
+}
+
 fn character_device(rdev: u64, link: &[u8]) -> FileKind {
     match (libc::major(rdev), libc::minor(rdev)) {
         // null, zero, full, random, urandom (Documentation/admin-guide/devices.txt).
@@ -112,23 +148,16 @@ fn character_device(rdev: u64, link: &[u8]) -> FileKind {
     }
 }
 
-/// A pipe is internal if both its ends are in the table and nobody else has either.
+/// A pipe is internal if nobody else has either end; one end may be gone altogether.
 fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
-    let pipes: Vec<u64> = image
-        .files
-        .iter()
-        .filter(|file| matches!(file.kind, FileKind::Pipe { .. }) && file.link.starts_with(b"pipe:"))
-        .map(|file| file.stat.1)
-        .collect();
-    if pipes.is_empty() {
+    let is_pipe =
+        |file: &OpenFile| matches!(file.kind, FileKind::Pipe { .. }) && file.link.starts_with(b"pipe:");
+    if !image.files.iter().any(is_pipe) {
         return;
     }
     let outside = inodes_elsewhere(pid);
-    for file in &mut image.files {
-        let both = pipes.iter().filter(|&&ino| ino == file.stat.1).count() >= 2;
-        if let FileKind::Pipe { internal } = &mut file.kind {
-            *internal = both && !outside.contains(&file.stat.1);
-        }
+    for file in image.files.iter_mut().filter(|file| is_pipe(file)) {
+        file.kind = FileKind::Pipe { internal: !outside.contains(&file.stat.1) };
     }
 }
 

@@ -1,11 +1,26 @@
 //! File locks held by a process (`/proc/locks`, proc(5)): not carried yet, so they are blockers.
 
 use super::Blocker;
+use crate::image::FilesImage;
+use crate::proc::{self, fdinfo::FdInfo};
 
 /// Locks and leases of a process.
 pub fn held(pid: i32) -> Vec<Blocker> {
     let Ok(text) = std::fs::read_to_string("/proc/locks") else { return Vec::new() };
     text.lines().filter_map(|line| parse(line, pid)).collect()
+}
+
+/// Locks that belong to an open file description, whoever took them (flock(2), open file description
+/// locks): an image that stands alone would lose them. At home they stay with the description.
+pub fn through_files(pid: i32, files: &FilesImage, blockers: &mut Vec<Blocker>) {
+    for index in 0..files.files.len() {
+        let Some(fd) = files.fds.iter().find(|fd| fd.file as usize == index) else { continue };
+        let info = proc::read(pid, &format!("fdinfo/{}", fd.fd)).ok().and_then(|bytes| FdInfo::parse(&bytes));
+        if info.is_some_and(|info| info.has_locks()) {
+            let what = format!("fd {}: a file that is locked", fd.fd);
+            blockers.push(Blocker { kind: "lock", what });
+        }
+    }
 }
 
 /// `1: POSIX  ADVISORY  WRITE 1234 fe:01:56 0 EOF`

@@ -1,10 +1,12 @@
 //! What a socket is, in words, for a refusal (`/proc/PID/net/*`, proc(5)).
 
 use crate::proc;
+use crate::sys::xattr;
+use std::ffi::CString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Describes the socket with this inode number as its process sees it.
-pub fn describe(pid: i32, ino: u64) -> String {
+pub fn describe(pid: i32, fd: i32, ino: u64) -> String {
     for (table, name) in [("tcp", "TCP"), ("tcp6", "TCP"), ("udp", "UDP"), ("udp6", "UDP"), ("raw", "raw IP")]
     {
         if let Some(text) = internet(pid, table, name, ino) {
@@ -19,7 +21,19 @@ pub fn describe(pid: i32, ino: u64) -> String {
             return name.into();
         }
     }
-    "a socket".into()
+    match protocol(pid, fd) {
+        Some(name) => format!("a {name} socket that is not bound or connected"),
+        None => "a socket".into(),
+    }
+}
+
+/// The protocol's name, which the kernel shows as an extended attribute (net/socket.c).
+fn protocol(pid: i32, fd: i32) -> Option<String> {
+    let path = CString::new(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    let mut name = [0; 64];
+    let length = xattr::get(&path, c"system.sockprotoname", &mut name).ok()?;
+    let name = String::from_utf8_lossy(name.get(..length)?).trim_end_matches('\0').to_string();
+    (!name.is_empty()).then_some(name)
 }
 
 fn internet(pid: i32, table: &str, name: &str, ino: u64) -> Option<String> {
@@ -104,7 +118,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
         use std::os::fd::AsRawFd;
         let meta = std::fs::metadata(format!("/proc/self/fd/{}", listener.as_raw_fd())).expect("stat");
-        let text = super::describe(std::process::id() as i32, meta.ino());
+        let text = super::describe(std::process::id() as i32, listener.as_raw_fd(), meta.ino());
         assert!(text.starts_with("TCP socket listening on 127.0.0.1:"), "{text}");
     }
 }

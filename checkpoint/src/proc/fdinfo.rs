@@ -58,6 +58,21 @@ fn parse_target(line: &str) -> Option<(i32, u32, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn never_panics(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            rest in "(tfd: *[-0-9]{0,12} events: *[0-9a-f]{0,20}|it_value: \\([0-9]{0,22}, [0-9]{0,22}\\))"
+        ) {
+            FdInfo::parse(&bytes);
+            let text = format!("pos: 0\nflags: 02\n{rest}\n");
+            let info = FdInfo::parse(text.as_bytes()).expect("an fdinfo");
+            info.epoll_targets();
+            info.timer("it_value");
+        }
+    }
 
     #[test]
     fn reads_what_the_kernel_shows() {

@@ -63,10 +63,13 @@ fn vma_of(line: &Line<'_>) -> Vma {
         b"[vdso]" => Backing::Vdso,
         b"[vsyscall]" => Backing::Vsyscall,
         name if name.starts_with(b"[vvar") => Backing::Vvar,
-        _ if line.ino == 0 => {
+        // The first System V segment has inode number 0, and a name.
+        name if line.ino == 0 && !name.starts_with(b"/") => {
             label = name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(<[u8]>::to_vec);
             Backing::Anon
         }
+        // A private mapping of it is anonymous memory that keeps the name (drivers/char/mem.c).
+        b"/dev/zero" if line.perms[3] == b'p' => Backing::Anon,
         // The kernel's own tmpfs file behind MAP_SHARED|MAP_ANONYMOUS (mm/shmem.c).
         b"/dev/zero (deleted)" => Backing::SharedAnon { id: line.ino, offset: line.offset },
         _ => Backing::File(MappedFile {
@@ -136,6 +139,23 @@ fn apply_flags(vma: &mut Vma, text: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn never_panics(text in proptest::collection::vec(any::<u8>(), 0..300)) {
+            parse(&text);
+        }
+
+        #[test]
+        fn never_panics_on_nearly_right_lines(
+            text in "[0-9a-f]{1,17}-[0-9a-f]{1,17} [rwxps-]{3,5} [0-9a-f]{0,9} [0-9a-f:]{0,6} [0-9]{0,21} {0,4}[ -~]{0,20}"
+        ) {
+            for vma in parse(text.as_bytes()) {
+                prop_assert!(vma.start < vma.end);
+            }
+        }
+    }
 
     #[test]
     fn reads_a_file_mapping() {
@@ -149,6 +169,19 @@ mod tests {
         assert_eq!((file.dev, file.ino, file.offset), (libc::makedev(0xfe, 1), 1234, 0x1000));
         assert_eq!(vmas[1].backing, Backing::Anon);
         assert!(vmas[1].flags.contains(VmaFlags::GROWSDOWN));
+    }
+
+    #[test]
+    fn knows_memory_without_an_inode_from_files_without_one() {
+        let text = b"1000-2000 rw-s 00000000 00:01 0   /SYSV00000000 (deleted)\n\
+                     2000-3000 rw-p 00000000 00:00 0   [anon:my heap]\n\
+                     3000-4000 rw-p 00000000 00:05 7   /dev/zero\n\
+                     4000-5000 rw-s 00001000 00:01 9   /dev/zero (deleted)\n";
+        let vmas = parse(text);
+        assert!(matches!(&vmas[0].backing, Backing::File(file) if file.path.starts_with(b"/SYSV")));
+        assert_eq!((&vmas[1].backing, vmas[1].name.as_deref()), (&Backing::Anon, Some(&b"my heap"[..])));
+        assert_eq!(vmas[2].backing, Backing::Anon);
+        assert_eq!(vmas[3].backing, Backing::SharedAnon { id: 9, offset: 0x1000 });
     }
 
     #[test]

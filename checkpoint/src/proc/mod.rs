@@ -20,7 +20,10 @@ pub fn link(pid: i32, name: &str) -> io::Result<Vec<u8>> {
 
 /// The number behind `key` (up to the first blank) in text of `key: value` or `key value` lines.
 pub fn number(text: &str, key: &str, radix: u32) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let line = text.lines().find_map(|line| {
+        let rest = line.strip_prefix(key)?;
+        rest.starts_with([':', ' ', '\t']).then_some(rest)
+    })?;
     let word = line.trim_start_matches(':').split_ascii_whitespace().next()?;
     u64::from_str_radix(word.trim_start_matches("0x"), radix).ok()
 }

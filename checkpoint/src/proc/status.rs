@@ -50,10 +50,13 @@ pub struct Stat(Vec<String>);
 impl Stat {
     /// Reads it for a process or a thread.
     pub fn read(pid: i32) -> io::Result<Stat> {
-        let text = String::from_utf8_lossy(&read(pid, "stat")?).into_owned();
+        Ok(Stat::parse(&String::from_utf8_lossy(&read(pid, "stat")?)))
+    }
+
+    fn parse(text: &str) -> Stat {
         // The name may contain anything, also `) `.
         let tail = text.rsplit_once(')').map_or("", |(_, tail)| tail);
-        Ok(Stat(tail.split_ascii_whitespace().map(str::to_string).collect()))
+        Stat(tail.split_ascii_whitespace().map(str::to_string).collect())
     }
 
     /// Field `n`.
@@ -65,5 +68,33 @@ impl Stat {
     pub fn number(&self, n: usize) -> Option<u64> {
         let text = self.field(n)?;
         text.parse::<u64>().ok().or_else(|| text.parse::<i64>().ok().map(|value| value as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "[ -~\\n\\t]{0,200}") {
+            let status = Status(text.clone());
+            status.state();
+            status.inner_id();
+            status.mask("SigBlk");
+            status.numbers("Uid");
+            Stat::parse(&text).number(26);
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_imitate_fields() {
+        let stat = Stat::parse("12 (a) R 9 (x) S 7 8 9");
+        assert_eq!((stat.field(3), stat.number(4), stat.number(5)), (Some("S"), Some(7), Some(8)));
+        assert_eq!(stat.number(2), None);
+        let status = Status("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t5\nNSpid:\t9\t3\n".into());
+        assert_eq!((status.decimal("Seccomp"), status.inner_id()), (Some(2), Some(3)));
+        assert_eq!(status.decimal("Sec"), None);
     }
 }

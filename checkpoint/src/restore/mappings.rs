@@ -19,6 +19,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// What is to come into the mappings.
 pub struct Contents {
     vmas: Vec<Vma>,
+    guards: Vec<(u64, u64)>,
 }
 
 /// Maps everything.
@@ -64,7 +65,7 @@ pub fn map_all(
     for group in shared.values() {
         map_shared(tracee, group)?;
     }
-    Ok(Contents { vmas: image.mm.vmas.clone() })
+    Ok(Contents { vmas: image.mm.vmas.clone(), guards: image.mm.guards.clone() })
 }
 
 fn map(
@@ -165,6 +166,19 @@ impl Contents {
 
     /// What had to wait until the contents were there.
     pub fn settle(self, tracee: &mut Tracee) -> Result<(), RestoreError> {
+        for &(start, end) in &self.guards {
+            // Before anything is locked: guards are refused there (madvise(2)).
+            let args = [start, end - start, MADV_GUARD_INSTALL, 0, 0, 0];
+            if tracee.syscall(0, libc::SYS_madvise, args)? != 0 {
+                // Before 6.13: no access at all is the same to the program.
+                tracee.must(
+                    0,
+                    "making a guard page",
+                    libc::SYS_mprotect,
+                    [start, end - start, 0, 0, 0, 0],
+                )?;
+            }
+        }
         for vma in &self.vmas {
             if matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall) {
                 continue;
@@ -191,6 +205,9 @@ impl Contents {
         Ok(())
     }
 }
+
+/// Linux 6.13.
+const MADV_GUARD_INSTALL: u64 = 102;
 
 const ADVICE: [(VmaFlags, libc::c_int); 7] = [
     (VmaFlags::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),

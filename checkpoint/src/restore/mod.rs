@@ -260,5 +260,8 @@ fn check(image: &ProcessImage) -> Result<(), RestoreError> {
     if !ordered || image.mm.vmas.iter().any(|vma| vma.start >= vma.end || vma.start % 4096 != 0) {
         return unfit("mappings that overlap");
     }
+    if image.mm.guards.iter().any(|&(start, end)| start >= end || start % 4096 != 0 || end % 4096 != 0) {
+        return unfit("guard pages that are not pages");
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use nix::errno::Errno;
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -14,8 +15,11 @@ pub const IS_PRESENT: u64 = 1 << 3;
 pub const IS_SWAPPED: u64 = 1 << 4;
 /// The kernel's zero page.
 pub const IS_PFNZERO: u64 = 1 << 5;
+/// A guard page (`MADV_GUARD_INSTALL`); told by 6.16 and newer.
+const IS_GUARD: u64 = 1 << 8;
 
 #[repr(C)]
+#[derive(Default)]
 struct ScanArg {
     size: u64,
     flags: u64,
@@ -48,40 +52,92 @@ const _: () = assert!(size_of::<ScanArg>() == 96 && size_of::<Region>() == 24);
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const BATCH: usize = 4096;
 const PAGE: u64 = 4096;
+/// Nothing of a process is above (arch/x86/include/asm/page_64_types.h, `TASK_SIZE_MAX`).
+const TOP: u64 = 0x7fff_ffff_f000;
 
-/// Runs of pages in `start..end` that hold something (in memory or in swap), with their categories.
-pub fn occupied(pagemap: &File, start: u64, end: u64) -> Result<Vec<Region>, Errno> {
-    let mut out = Vec::new();
-    let mut at = start;
-    while at < end {
-        let mut batch = vec![Region::default(); BATCH];
-        let mut arg = ScanArg {
-            size: size_of::<ScanArg>() as u64,
-            flags: 0,
-            start: at,
-            end,
-            walk_end: 0,
-            vec: batch.as_mut_ptr() as u64,
-            vec_len: BATCH as u64,
-            max_pages: 0,
-            category_inverted: 0,
-            category_mask: 0,
-            category_anyof_mask: IS_PRESENT | IS_SWAPPED,
-            return_mask: IS_FILE | IS_PRESENT | IS_SWAPPED | IS_PFNZERO,
-        };
-        // SAFETY: `arg` and the vector it names outlive the call, with the sizes given.
-        let got = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-        match Errno::result(got) {
-            Ok(n) => out.extend_from_slice(&batch[..n as usize]),
-            Err(Errno::ENOTTY) => return from_pagemap(pagemap, start, end),
-            Err(errno) => return Err(errno),
-        }
-        if arg.walk_end <= at {
-            break;
-        }
-        at = arg.walk_end;
+/// Which pages are asked for.
+#[derive(Default)]
+struct Question {
+    inverted: u64,
+    all_of: u64,
+    any_of: u64,
+    tell: u64,
+}
+
+/// The page table of one process, as far as it may be seen.
+pub struct Scanner {
+    pagemap: File,
+    /// One for all scans: to clear a fresh one costs more than most scans.
+    batch: Vec<Region>,
+    guards: bool,
+}
+
+impl Scanner {
+    /// Opens it.
+    pub fn open(pid: i32) -> io::Result<Scanner> {
+        let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+        let mut scanner = Scanner { pagemap, batch: vec![Region::default(); BATCH], guards: false };
+        let probe = Question { all_of: IS_GUARD, tell: IS_GUARD, ..Question::default() };
+        // An unknown category is EINVAL.
+        scanner.guards = scanner.scan(0, PAGE, &probe).is_ok();
+        Ok(scanner)
     }
-    Ok(out)
+
+    /// Runs of pages in `start..end` that hold something (in memory or in swap), with their categories.
+    ///
+    /// `IS_FILE` is told only if `files` is set: it makes the kernel look at every page itself, which
+    /// takes ten times as long.
+    pub fn occupied(&mut self, start: u64, end: u64, files: bool) -> Result<Vec<Region>, Errno> {
+        let guard = if self.guards { IS_GUARD } else { 0 };
+        let question = Question {
+            inverted: guard,
+            all_of: guard,
+            any_of: IS_PRESENT | IS_SWAPPED,
+            tell: IS_PRESENT | IS_SWAPPED | IS_PFNZERO | if files { IS_FILE } else { 0 },
+        };
+        match self.scan(start, end, &question) {
+            Err(Errno::ENOTTY) => from_pagemap(&self.pagemap, start, end),
+            other => other,
+        }
+    }
+
+    /// Guard pages of the whole process: starts and ends.
+    pub fn guards(&mut self) -> Result<Vec<(u64, u64)>, Errno> {
+        if !self.guards {
+            return Ok(Vec::new());
+        }
+        let question = Question { all_of: IS_GUARD, tell: IS_GUARD, ..Question::default() };
+        let found = self.scan(0, TOP, &question)?;
+        Ok(found.into_iter().map(|region| (region.start, region.end)).collect())
+    }
+
+    fn scan(&mut self, start: u64, end: u64, question: &Question) -> Result<Vec<Region>, Errno> {
+        let mut out = Vec::new();
+        let mut at = start;
+        while at < end {
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                start: at,
+                end,
+                vec: self.batch.as_mut_ptr() as u64,
+                vec_len: self.batch.len() as u64,
+                category_inverted: question.inverted,
+                category_mask: question.all_of,
+                category_anyof_mask: question.any_of,
+                return_mask: question.tell,
+                ..ScanArg::default()
+            };
+            // SAFETY: `arg` and the vector it names outlive the call, with the sizes given.
+            let got = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+            let n = Errno::result(got)? as usize;
+            out.extend_from_slice(self.batch.get(..n).ok_or(Errno::EPROTO)?);
+            if arg.walk_end <= at {
+                break;
+            }
+            at = arg.walk_end;
+        }
+        Ok(out)
+    }
 }
 
 fn from_pagemap(pagemap: &File, start: u64, end: u64) -> Result<Vec<Region>, Errno> {
@@ -89,23 +145,14 @@ fn from_pagemap(pagemap: &File, start: u64, end: u64) -> Result<Vec<Region>, Err
     let mut words = vec![0u8; 8 * 4096];
     let mut at = start;
     while at < end {
-        let pages = ((end - at) / PAGE).min(4096);
+        let pages = ((end - at) / PAGE).clamp(1, 4096);
         let bytes = &mut words[..pages as usize * 8];
         pagemap
             .read_exact_at(bytes, at / PAGE * 8)
             .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
         for (page, word) in bytes.chunks_exact(8).enumerate() {
             let entry = u64::from_le_bytes(word.try_into().expect("eight bytes"));
-            let mut categories = 0;
-            if entry >> 63 & 1 == 1 {
-                categories |= IS_PRESENT;
-            }
-            if entry >> 62 & 1 == 1 {
-                categories |= IS_SWAPPED;
-            }
-            if entry >> 61 & 1 == 1 {
-                categories |= IS_FILE;
-            }
+            let categories = categories_of(entry);
             if categories & (IS_PRESENT | IS_SWAPPED) == 0 {
                 continue;
             }
@@ -120,6 +167,15 @@ fn from_pagemap(pagemap: &File, start: u64, end: u64) -> Result<Vec<Region>, Err
     Ok(out)
 }
 
+fn categories_of(entry: u64) -> u64 {
+    let bit = |at: u32, category: u64| if entry >> at & 1 == 1 { category } else { 0 };
+    // Bit 58: a guard page, which looks as if it were in swap.
+    if entry >> 58 & 1 == 1 {
+        return 0;
+    }
+    bit(63, IS_PRESENT) | bit(62, IS_SWAPPED) | bit(61, IS_FILE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,14 +186,31 @@ mod tests {
         let first = (memory.as_ptr() as u64).next_multiple_of(PAGE);
         let offset = (first - memory.as_ptr() as u64) as usize;
         memory[offset + 5 * 4096] = 1;
-        let pagemap = File::open("/proc/self/pagemap").expect("pagemap");
-        for find in [occupied, from_pagemap] {
-            let regions = find(&pagemap, first, first + 32 * PAGE).expect("scans");
+        let mut scanner = Scanner::open(std::process::id() as i32).expect("pagemap");
+        let by_scan = scanner.occupied(first, first + 32 * PAGE, true).expect("scans");
+        let by_reading = from_pagemap(&scanner.pagemap, first, first + 32 * PAGE).expect("reads");
+        for regions in [by_scan, by_reading] {
             let page = first + 5 * PAGE;
             assert!(
                 regions.iter().any(|r| r.start <= page && page < r.end && r.categories & IS_PRESENT != 0)
             );
         }
         assert_eq!(memory[offset + 5 * 4096], 1);
+    }
+
+    #[test]
+    fn tells_the_files_pages_from_the_process_own() {
+        let scanner_pid = std::process::id() as i32;
+        let mut scanner = Scanner::open(scanner_pid).expect("pagemap");
+        let code = tells_the_files_pages_from_the_process_own as *const () as u64 / PAGE * PAGE;
+        let regions = scanner.occupied(code, code + PAGE, true).expect("scans");
+        assert!(regions.iter().all(|region| region.categories & IS_FILE != 0), "{regions:?}");
+        assert!(!regions.is_empty());
+    }
+
+    #[test]
+    fn a_guard_page_holds_nothing() {
+        assert_eq!(categories_of(1 << 58 | 1 << 62), 0);
+        assert_eq!(categories_of(1 << 63), IS_PRESENT);
     }
 }

@@ -197,11 +197,27 @@ impl Tracee {
                 }
                 Some(Stop::Syscall) => entered = true,
                 Some(Stop::Gone(_)) => return Err(TraceeError::Died { tid }),
+                // It cannot be blocked, and stopping now would hang the injected call.
+                Some(Stop::Signal(signal)) if i32::from(signal) == libc::SIGSTOP => self.stop_owed = true,
                 // Everything is blocked: what comes is an event, or a fault that will come again.
                 _ => {}
             }
         }
         Err(TraceeError::Runaway { tid, nr, stops: MAX_STOPS })
+    }
+
+    /// Sends the SIGSTOP again that came during injection, unless a SIGCONT has come since: it is
+    /// pending then, and a new stop would discard it (signal(7)).
+    pub(super) fn deliver_owed_stop(&mut self) {
+        if !std::mem::take(&mut self.stop_owed) {
+            return;
+        }
+        let pending = crate::proc::status::Status::read(self.pid).ok().and_then(|s| s.mask("ShdPnd"));
+        if pending.unwrap_or(0) >> (libc::SIGCONT - 1) & 1 == 0 {
+            let pid = nix::unistd::Pid::from_raw(self.pid);
+            // Only fails if the process has ended.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP);
+        }
     }
 
     /// Makes a thread more, standing in the stub's hold loop; with `set_tid` under that TID

@@ -71,6 +71,8 @@ pub struct Tracee {
     threads: Vec<Thread>,
     group_stop: Option<u8>,
     stub: Option<Stub>,
+    /// A SIGSTOP came while system calls were injected: it cannot be blocked, so it is owed.
+    stop_owed: bool,
     mem: File,
     live: bool,
     not_send: PhantomData<*const ()>,
@@ -100,6 +102,7 @@ impl Tracee {
             threads: Vec::new(),
             group_stop: None,
             stub: None,
+            stop_owed: false,
             mem,
             live: true,
             not_send: PhantomData,
@@ -212,6 +215,7 @@ impl Tracee {
         for thread in &self.threads {
             tasks::give_back(&thread.found, thread.masked, thread.touched)?;
         }
+        self.deliver_owed_stop();
         for thread in &self.threads {
             tasks::detach(thread.found.tid)?;
         }
@@ -222,6 +226,7 @@ impl Tracee {
     pub fn release(mut self) -> Result<(), TraceeError> {
         self.live = false;
         self.apply_settings()?;
+        self.deliver_owed_stop();
         for thread in &self.threads {
             tasks::detach(thread.found.tid)?;
         }
@@ -264,6 +269,9 @@ impl Drop for Tracee {
         }
         for thread in &self.threads {
             let _ = tasks::give_back(&thread.found, thread.masked, thread.touched);
+        }
+        self.deliver_owed_stop();
+        for thread in &self.threads {
             let _ = tasks::detach(thread.found.tid);
         }
     }
@@ -280,8 +288,12 @@ pub enum Recovered {
     Parked,
 }
 
-/// Makes a process whole whose tracer died while it was frozen.
+/// Makes a process whole whose tracer died while it was frozen. One that is whole is not stopped: a
+/// stop is seen by calls that no stop may interrupt without their caller noticing (signal(7)).
 pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
+    if !has_stub(pid)? {
+        return Ok(Recovered::Untouched);
+    }
     let mut tracee = Tracee::freeze(pid)?;
     let Some(journal) = tracee.read_journal()? else {
         tracee.thaw()?;
@@ -294,6 +306,21 @@ pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
     tracee.adopt_journal(&journal);
     tracee.thaw()?;
     Ok(Recovered::Thawed)
+}
+
+/// Whether there is a stub in a process; looks from outside.
+fn has_stub(pid: i32) -> Result<bool, TraceeError> {
+    let looking = Tracee {
+        pid,
+        threads: Vec::new(),
+        group_stop: None,
+        stub: None,
+        stop_owed: false,
+        mem: tasks::open_mem(pid)?,
+        live: false,
+        not_send: PhantomData,
+    };
+    Ok(looking.find_stub().is_some())
 }
 
 impl Tracee {

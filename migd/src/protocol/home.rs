@@ -114,12 +114,14 @@ impl Home {
                 (Committing { source_lost }, vec![ToTarget(Order::Commit)])
             }
             // Nothing was promised to the target yet.
-            (Recording { source_lost: false }, E::RecordFailed | E::TargetLost | E::TargetFailed | E::TimedOut) => {
-                (Over, abort_both())
-            }
-            (Recording { source_lost: true }, E::RecordFailed | E::TargetLost | E::TargetFailed | E::TimedOut) => {
-                (Over, vec![ToTarget(Order::Abort), Finish(Outcome::Lost)])
-            }
+            (
+                Recording { source_lost: false },
+                E::RecordFailed | E::TargetLost | E::TargetFailed | E::TimedOut,
+            ) => (Over, abort_both()),
+            (
+                Recording { source_lost: true },
+                E::RecordFailed | E::TargetLost | E::TargetFailed | E::TimedOut,
+            ) => (Over, vec![ToTarget(Order::Abort), Finish(Outcome::Lost)]),
             (Recording { .. }, E::SourceLost) => (Recording { source_lost: true }, Vec::new()),
             (Committing { .. }, E::Running) => (Over, vec![ToSource(Order::Forget), Finish(Outcome::Moved)]),
             (Committing { .. }, E::SourceLost) => (Committing { source_lost: true }, Vec::new()),

@@ -52,6 +52,8 @@ const HOST_SILENCE: u64 = 1000;
 const HOME_SILENCE: u64 = 1500;
 const LEASE: u64 = 200;
 const DRIFT: u64 = 40;
+/// TCP sends again what a cut has swallowed.
+const RESEND: u64 = 25;
 
 struct World {
     now: u64,
@@ -63,7 +65,7 @@ struct World {
     target: Target,
     at_source: Copy,
     at_target: Copy,
-    /// When the link was cut; frames of before are lost.
+    /// When the link was cut.
     cut: BTreeMap<Party, u64>,
     /// Told lost: nothing more is delivered.
     home_has_lost: BTreeMap<Party, bool>,
@@ -121,13 +123,19 @@ impl World {
             self.now = at;
             self.steps += 1;
             assert!(self.steps < 10_000, "it does not come to rest");
-            for fault in faults.iter().filter(|fault| fault.step == self.steps) {
+            let step = self.steps;
+            for fault in faults.iter().filter(|fault| fault.step == step) {
                 self.handle(fault.what);
             }
             self.handle(event);
             let runners = [self.at_source, self.at_target].iter().filter(|&&c| c == Copy::Runs).count();
             assert!(runners <= 1, "two copies run at step {} after {event:?}", self.steps);
         }
+    }
+
+    /// One side has given the connection up: what is under way on it never arrives.
+    fn is_broken(&self, party: Party) -> bool {
+        self.home_has_lost.contains_key(&party) || self.host_has_lost.contains_key(&party)
     }
 
     fn is_cut(&self, party: Party) -> bool {
@@ -138,8 +146,11 @@ impl World {
         match event {
             Event::Home(event) => self.home_step(event),
             Event::Order(party, order) => {
-                if self.is_cut(party) || self.host_has_lost.contains_key(&party) {
+                if self.is_broken(party) {
                     return;
+                }
+                if self.is_cut(party) {
+                    return self.at(RESEND, event);
                 }
                 match party {
                     Party::Source => self.source_step(SourceEvent::Order(order)),
@@ -147,9 +158,13 @@ impl World {
                 }
             }
             Event::Told(party, told) => {
-                if !self.is_cut(party) && !self.home_has_lost.contains_key(&party) {
-                    self.home_step(told);
+                if self.is_broken(party) {
+                    return;
                 }
+                if self.is_cut(party) {
+                    return self.at(RESEND, event);
+                }
+                self.home_step(told);
             }
             Event::SourceSelf(event) if !self.dead.contains_key(&Party::Source) => self.source_step(event),
             Event::TargetSelf(event) if !self.dead.contains_key(&Party::Target) => self.target_step(event),
@@ -261,8 +276,11 @@ impl World {
                     if !failed {
                         // The image arrives behind it.
                         let delay = delay + self.latency();
-                        let built =
-                            if self.dice.below(20) == 0 { TargetEvent::BuildFailed } else { TargetEvent::Built };
+                        let built = if self.dice.below(20) == 0 {
+                            TargetEvent::BuildFailed
+                        } else {
+                            TargetEvent::Built
+                        };
                         self.at(delay, Event::TargetSelf(built));
                     }
                 }
@@ -280,8 +298,11 @@ impl World {
         for action in self.target.step(event) {
             match action {
                 TargetAction::MakePlace => {
-                    let made =
-                        if self.dice.below(20) == 0 { TargetEvent::BuildFailed } else { TargetEvent::PlaceMade };
+                    let made = if self.dice.below(20) == 0 {
+                        TargetEvent::BuildFailed
+                    } else {
+                        TargetEvent::PlaceMade
+                    };
                     let delay = self.latency();
                     self.at(delay, Event::TargetSelf(made));
                 }

@@ -69,7 +69,9 @@ impl Target {
     /// Takes an event; gives what to do, in order.
     pub fn step(&mut self, event: TargetEvent) -> Vec<TargetAction> {
         use State::{Gone, Idle, Preparing, Ready, Receiving, Running, Suspended};
-        use TargetAction::{Discard, MakePlace, Release, Suspend, TellFailed, TellPrepared, TellReady, TellRunning};
+        use TargetAction::{
+            Discard, MakePlace, Release, Suspend, TellFailed, TellPrepared, TellReady, TellRunning,
+        };
         use TargetEvent as E;
         let (next, actions) = match (self.state, event) {
             (Idle, E::Order(Order::Prepare)) => (Preparing, vec![MakePlace]),
@@ -78,7 +80,9 @@ impl Target {
             (Preparing | Receiving, E::BuildFailed) => (Gone, vec![TellFailed, Discard]),
             (Ready, E::Order(Order::Commit)) => (Running, vec![Release, TellRunning]),
             // Before the commit our copy is not the process.
-            (Idle | Preparing | Receiving | Ready, E::Order(Order::Abort) | E::LinkLost) => (Gone, vec![Discard]),
+            (Idle | Preparing | Receiving | Ready, E::Order(Order::Abort) | E::LinkLost) => {
+                (Gone, vec![Discard])
+            }
             (Running, E::LinkLost) => (Suspended, vec![Suspend]),
             (Suspended, E::LeaseExpired) => (Gone, vec![Discard]),
             (state, event) => (state, vec![TargetAction::Ignore(event)]),

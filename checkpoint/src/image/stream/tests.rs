@@ -8,6 +8,7 @@ fn image() -> ProcessImage {
         pgid: 7,
         sid: 1,
         mm: MmImage {
+            guards: vec![(0x4000, 0x5000)],
             vmas: vec![Vma {
                 start: 0x1000,
                 end: 0x9000,

@@ -5,6 +5,7 @@
 //! ([`super::link`]); the home view has its workers. The main thread hears of them through the inbox.
 
 mod carry;
+mod conduct;
 mod move_home;
 mod move_out;
 mod move_over;
@@ -15,7 +16,7 @@ mod serve;
 use super::control::{HomeEvent, HomeOrder, MoveFigures, TargetNode};
 use super::control_socket::ControlServer;
 use super::inbox::{Inbox, Sender};
-use super::session::{StepKind, ToHome};
+use super::session::ToHome;
 use crate::api::{ApiError, Blocker, ErrorKind};
 use crate::cluster_key::ClusterKey;
 use crate::homefs::HomeView;
@@ -263,47 +264,6 @@ impl Home {
 
     fn progress(&self, id: u64, phase: &str, bytes: u64, wire_bytes: u64) {
         self.control.send(&HomeEvent::Progress { id, phase: phase.into(), bytes, wire_bytes });
-    }
-
-    /// Waits for a step of `epoch` from the host `connection` that `wanted` accepts.
-    fn await_step<T>(
-        &mut self,
-        connection: u64,
-        epoch: u64,
-        deadline: Instant,
-        mut wanted: impl FnMut(StepKind) -> Option<T>,
-    ) -> Result<T, MoveError> {
-        loop {
-            while let Some(event) = self.inbox.pop() {
-                match event {
-                    Event::Message(from, ToHome::Move(step)) if from == connection && step.epoch == epoch => {
-                        if let StepKind::Failed { blockers, why } = step.kind {
-                            return Err(if blockers.is_empty() {
-                                MoveError::Failed(why)
-                            } else {
-                                MoveError::Blocked(blockers)
-                            });
-                        }
-                        if let Some(found) = wanted(step.kind) {
-                            return Ok(found);
-                        }
-                    }
-                    Event::Lost(from, why) if from == connection => {
-                        self.put_off.push_back(Event::Lost(from, why.clone()));
-                        return Err(MoveError::Node(format!("the link was lost: {why}")));
-                    }
-                    // A guest that waits for an answer cannot be frozen: answered at once.
-                    Event::Message(from, ToHome::Ask { id, question }) => self.answer(from, id, question),
-                    other => self.put_off.push_back(other),
-                }
-            }
-            if Instant::now() >= deadline {
-                return Err(MoveError::Node("the other node did not answer in time".into()));
-            }
-            self.inbox
-                .wait(deadline.min(Instant::now() + Duration::from_millis(100)), None)
-                .map_err(MoveError::failed)?;
-        }
     }
 
     fn next_epoch(&mut self) -> u64 {

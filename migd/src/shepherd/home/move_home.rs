@@ -1,10 +1,12 @@
 //! The way home: the guest's image is rebuilt in the deputy, which then simply is the process again.
 
 use super::super::link::ImageReader;
-use super::super::session::{SendFigures, StepKind};
+use super::super::session::SendFigures;
+use super::conduct::{Parties, step_of};
 use super::move_out::from_tracee;
-use super::record::{self, Record};
+use super::peer::Host;
 use super::{Away, Freeze, Home, MoveError, Place, STALL_LIMIT, STEP_LIMIT};
+use crate::protocol::{HomeEvent, Order, Outcome};
 use crate::shepherd::control::MoveFigures;
 use checkpoint::deputy::{self, Deputy, SigInfo};
 use checkpoint::image::stream::{Item, StreamReader};
@@ -24,102 +26,174 @@ impl Home {
         deadline: Instant,
     ) -> (Place, Result<MoveFigures, MoveError>) {
         let epoch = self.next_epoch();
-        let Away { host, deputy, image: departed, stopping } = *away;
-        self.progress(id, "freezing", 0, 0);
-        let freeze = Freeze(Instant::now());
-        host.queue.reset();
+        let Away { host, deputy, image, stopping } = *away;
         let hold = self.view.as_ref().map(|view| view.hold());
-        let result = match host.step(epoch, StepKind::Freeze) {
-            Ok(()) => self.receive_home(id, &host, deputy, epoch, dry_run, deadline),
-            Err(error) => Err((error, Some(deputy))),
+        let mut parties = Homewards {
+            id,
+            epoch,
+            host: &host,
+            deadline,
+            dry_run,
+            freeze: None,
+            figures: None,
+            sent: SendFigures::default(),
+            deputy: Some(deputy),
+            filled: None,
+            released: false,
+            why: None,
         };
-        let (tracee, sent) = match result {
-            Ok(done) => done,
-            Err((error, parked)) => {
-                host.abort(epoch, &error.to_string());
-                return match parked {
-                    Some(deputy) => {
-                        (Place::Away(Box::new(Away { host, deputy, image: departed, stopping })), Err(error))
-                    }
-                    None => (Place::Gone, Err(error)),
-                };
-            }
-        };
-        self.progress(id, "committing", sent.bytes, sent.wire_bytes);
-        let node = self.args.name.clone();
-        let _ = record::commit(&Record { pid: self.args.pid, epoch, node });
-        let released = tracee.release();
-        let figures = freeze.figures(sent);
-        let _ = host.step(epoch, StepKind::Forget);
+        let outcome = self.conduct(epoch, &mut parties);
+        let Homewards { figures, deputy, released, why, .. } = parties;
         drop(hold);
-        if let Some(view) = self.view.take() {
-            view.disconnect(host.view_connection);
-            view.release_all();
-        }
-        host.link.close();
-        match released {
-            Ok(()) => (Place::Home, Ok(figures)),
-            Err(error) => (Place::Gone, Err(from_tracee(error))),
+        match (outcome, deputy) {
+            (Outcome::Moved, _) if released => {
+                if let Some(view) = self.view.take() {
+                    view.disconnect(host.view_connection);
+                    view.release_all();
+                }
+                host.link.close();
+                (Place::Home, Ok(figures.unwrap_or_default()))
+            }
+            (_, Some(deputy)) => {
+                let place = Place::Away(Box::new(Away { host, deputy, image, stopping }));
+                match (why, figures) {
+                    (None, Some(figures)) if dry_run => (place, Ok(figures)),
+                    (why, _) => {
+                        (place, Err(why.unwrap_or(MoveError::Failed("the move was given up".into()))))
+                    }
+                }
+            }
+            (_, None) => {
+                host.kill_guest();
+                host.link.close();
+                (Place::Gone, Err(why.unwrap_or(MoveError::Ended)))
+            }
         }
     }
 }
 
-/// What a failed home-coming gives: the error, and the deputy parked again (absent: it is gone).
-type Failed = (MoveError, Option<Deputy>);
+/// The parties of a home-coming: the target is the deputy, here.
+struct Homewards<'a> {
+    id: u64,
+    epoch: u64,
+    host: &'a Host,
+    deadline: Instant,
+    dry_run: bool,
+    freeze: Option<Freeze>,
+    figures: Option<MoveFigures>,
+    sent: SendFigures,
+    /// Parked.
+    deputy: Option<Deputy>,
+    /// Frozen and filled, not yet released.
+    filled: Option<(Tracee, ProcessImage)>,
+    released: bool,
+    why: Option<MoveError>,
+}
 
-impl Home {
-    fn receive_home(
-        &mut self,
-        id: u64,
-        host: &super::peer::Host,
-        deputy: Deputy,
-        epoch: u64,
-        dry_run: bool,
-        deadline: Instant,
-    ) -> Result<(Tracee, SendFigures), Failed> {
-        let reader = ImageReader::new(host.link.clone(), host.queue.clone(), STALL_LIMIT);
+impl Parties for Homewards<'_> {
+    fn target_name(&self, home: &Home) -> String {
+        home.args.name.clone()
+    }
+
+    fn to_target(&mut self, home: &mut Home, order: Order) -> Vec<HomeEvent> {
+        match order {
+            Order::Prepare => vec![HomeEvent::Prepared],
+            Order::Commit => {
+                home.progress(self.id, "committing", self.sent.bytes, self.sent.wire_bytes);
+                let Some((tracee, _)) = self.filled.take() else { return vec![HomeEvent::TargetFailed] };
+                if let Err(error) = tracee.release() {
+                    // It has ended just now; its guest must not go on without it.
+                    self.why = Some(from_tracee(error));
+                }
+                self.released = true;
+                self.figures = self.freeze.map(|freeze| freeze.figures(self.sent));
+                vec![HomeEvent::Running]
+            }
+            Order::Abort => {
+                if let Some((tracee, image)) = self.filled.take() {
+                    self.deputy = park(tracee, &image);
+                }
+                Vec::new()
+            }
+            Order::Freeze | Order::Forget => Vec::new(),
+        }
+    }
+
+    fn to_source(&mut self, home: &mut Home, order: Order) -> Vec<HomeEvent> {
+        if order == Order::Freeze {
+            home.progress(self.id, "freezing", 0, 0);
+            self.freeze = Some(Freeze(Instant::now()));
+            self.host.queue.reset();
+        }
+        let why = self.why.as_ref().map_or("a dry run".to_string(), ToString::to_string);
+        match self.host.step(self.epoch, step_of(order, &why)) {
+            // Ours is to receive now.
+            Ok(()) if order == Order::Freeze => self.receive(home).into_iter().collect(),
+            Ok(()) => Vec::new(),
+            Err(error) => {
+                self.why.get_or_insert(error);
+                vec![HomeEvent::SourceLost]
+            }
+        }
+    }
+
+    fn wait(&mut self, home: &mut Home) -> HomeEvent {
+        let deadline = self.deadline.min(Instant::now() + STEP_LIMIT);
+        let heard = home.hear(self.epoch, Some(self.host.number), None, deadline);
+        if let Some(error) = heard.error {
+            self.why = Some(error);
+        }
+        if let Some(sent) = heard.figures {
+            self.sent = sent;
+        }
+        if heard.event == HomeEvent::Sent && self.dry_run && self.filled.is_some() {
+            self.figures = self.freeze.map(|freeze| freeze.figures(self.sent));
+            return HomeEvent::TimedOut;
+        }
+        heard.event
+    }
+
+    fn cut_target(&mut self) {}
+}
+
+impl Homewards<'_> {
+    /// Fills the deputy with what comes. `None`: the stream broke, and the source will say why.
+    fn receive(&mut self, home: &mut Home) -> Option<HomeEvent> {
+        let mut broken = |error: &dyn std::fmt::Display| {
+            self.why.get_or_insert(MoveError::Failed(format!("the image did not arrive: {error}")));
+            None
+        };
+        let reader = ImageReader::new(self.host.link.clone(), self.host.queue.clone(), STALL_LIMIT);
         let mut stream = match StreamReader::new(reader) {
             Ok(stream) => stream,
-            Err(error) => return Err((self.refusal(host, epoch, error), Some(deputy))),
+            Err(error) => return broken(&error),
         };
         let image = match stream.next() {
             Ok(Item::State(image)) => *image,
-            Ok(_) => return Err((MoveError::Failed("the image has no state".into()), Some(deputy))),
-            Err(error) => return Err((self.refusal(host, epoch, error), Some(deputy))),
+            Ok(_) => return broken(&"it has no state"),
+            Err(error) => return broken(&error),
         };
-        self.progress(id, "copying", 0, 0);
-        let (mut tracee, caught) = match deputy.freeze() {
+        home.progress(self.id, "copying", 0, 0);
+        let (mut tracee, caught) = match self.deputy.take()?.freeze() {
             Ok(frozen) => frozen,
-            Err(error) => return Err((from_tracee(error), None)),
-        };
-        let filled = self.refill(&mut tracee, &image, caught, &mut stream, deadline).and_then(|()| {
-            let limit = deadline.min(Instant::now() + STEP_LIMIT);
-            self.await_step(host.number, epoch, limit, |step| match step {
-                StepKind::Sent { figures } => Some(figures),
-                _ => None,
-            })
-        });
-        match filled {
-            Ok(sent) if !dry_run => Ok((tracee, sent)),
-            Ok(_) => Err((
-                MoveError::Failed("a dry run: everything was done but the commit".into()),
-                park(tracee, &image),
-            )),
-            Err(error) => Err((error, park(tracee, &image))),
-        }
-    }
-
-    /// Why the stream broke: the source's own word, if it has given one.
-    fn refusal(&mut self, host: &super::peer::Host, epoch: u64, error: impl std::fmt::Display) -> MoveError {
-        let told = self.await_step(host.number, epoch, Instant::now(), |_| None::<()>);
-        match told {
-            Err(MoveError::Node(_)) | Ok(()) => {
-                MoveError::Failed(format!("the image did not arrive: {error}"))
+            Err(error) => {
+                self.why = Some(from_tracee(error));
+                return Some(HomeEvent::TargetFailed);
             }
-            Err(told) => told,
+        };
+        let result = home.refill(&mut tracee, &image, caught, &mut stream, self.deadline);
+        self.filled = Some((tracee, image));
+        match result {
+            Ok(()) => Some(HomeEvent::Ready),
+            Err(error) => {
+                self.why = Some(error);
+                Some(HomeEvent::TargetFailed)
+            }
         }
     }
+}
 
+impl Home {
     fn refill(
         &mut self,
         tracee: &mut Tracee,
@@ -159,10 +233,10 @@ impl Home {
             let Some(file) = image.files.files.get(fd.file as usize) else {
                 return Err(MoveError::Failed("the image's descriptor table is inconsistent".into()));
             };
-            if let FileKind::Foreign { handle } = file.kind {
-                if self.carried.fds.get(&fd.fd) == Some(&handle) {
-                    keep.insert(fd.fd);
-                }
+            if let FileKind::Foreign { handle } = file.kind
+                && self.carried.fds.get(&fd.fd) == Some(&handle)
+            {
+                keep.insert(fd.fd);
             }
             if opened.contains_key(&fd.file) {
                 continue;

@@ -2,11 +2,13 @@
 
 use super::super::control::TargetNode;
 use super::super::link::ImageWriter;
-use super::super::session::{self, SendFigures, StepKind, Welcome};
+use super::super::session::{self, SendFigures, Welcome};
+use super::conduct::{Parties, step_of};
 use super::peer::Host;
-use super::record::{self, Record};
+use super::record;
 use super::{Away, Event, Freeze, Home, MoveError, Place, STALL_LIMIT, STEP_LIMIT};
 use crate::homefs::HomeView;
+use crate::protocol::{HomeEvent, Order, Outcome};
 use crate::shepherd::control::MoveFigures;
 use crate::shepherd::preflight;
 use checkpoint::deputy::Deputy;
@@ -28,35 +30,53 @@ impl Home {
     ) -> (Place, Result<MoveFigures, MoveError>) {
         self.progress(id, "preparing", 0, 0);
         let epoch = self.next_epoch();
-        let (host, image) = match self.prepare_out(node, epoch, deadline) {
+        let host = match self.prepare_out(node) {
             Ok(host) => host,
             Err(error) => {
                 self.view = None;
                 return (Place::Home, Err(error));
             }
         };
-        let mut host = Some(host);
-        match self.transfer_out(id, &mut host, image, epoch, dry_run, deadline) {
-            Ok((place, figures)) => (place, Ok(figures)),
-            Err(error) => {
-                if let Some(host) = host {
-                    host.abort(epoch, &error.to_string());
-                    host.link.close();
-                }
-                self.view = None;
-                let place = if matches!(error, MoveError::Ended) { Place::Gone } else { Place::Home };
-                (place, Err(error))
+        let mut parties = Out {
+            id,
+            epoch,
+            host,
+            deadline,
+            dry_run,
+            freeze: None,
+            figures: None,
+            sent: SendFigures::default(),
+            tracee: None,
+            image: None,
+            deputy: None,
+            why: None,
+        };
+        let outcome = self.conduct(epoch, &mut parties);
+        let Out { host, image, deputy, why, figures, tracee, .. } = parties;
+        let place = match (outcome, deputy, image) {
+            (Outcome::Moved, Some(deputy), Some(image)) => {
+                return (
+                    Place::Away(Box::new(Away { host, deputy, image, stopping: None })),
+                    Ok(figures.unwrap_or_default()),
+                );
             }
+            (Outcome::Failed, _, _) => Place::Home,
+            _ => Place::Gone,
+        };
+        // Thawed by dropping, should it still stand here.
+        drop(tracee);
+        host.link.close();
+        self.view = None;
+        record::remove(self.args.pid);
+        match (why, figures) {
+            (None, Some(figures)) if dry_run => (place, Ok(figures)),
+            (Some(MoveError::Ended), _) => (Place::Gone, Err(MoveError::Ended)),
+            (why, _) => (place, Err(why.unwrap_or(MoveError::Failed("the move was given up".into())))),
         }
     }
 
-    /// Everything that can be done while the process runs: blockers, the link, its place at the target.
-    fn prepare_out(
-        &mut self,
-        node: &TargetNode,
-        epoch: u64,
-        deadline: Instant,
-    ) -> Result<(Host, Option<(Vec<u8>, u64)>), MoveError> {
+    /// Everything that can be done while the process runs: blockers, the link, who comes.
+    fn prepare_out(&mut self, node: &TargetNode) -> Result<Host, MoveError> {
         let pid = self.args.pid;
         let blockers = preflight::blockers(pid).map_err(MoveError::failed)?;
         if !blockers.is_empty() {
@@ -66,17 +86,8 @@ impl Home {
         let terminal = self.terminal(&view);
         self.connections += 1;
         let host = Host::connect(node, self.connections, &self.key, &view, self.sender.clone())?;
-        host.welcome(self.welcome(terminal.clone())?)?;
-        host.step(epoch, StepKind::Prepare)?;
-        let limit = deadline.min(Instant::now() + STEP_LIMIT);
-        let prepared = self
-            .await_step(host.number, epoch, limit, |step| matches!(step, StepKind::Prepared).then_some(()));
-        if let Err(error) = prepared {
-            host.abort(epoch, &error.to_string());
-            host.link.close();
-            return Err(error);
-        }
-        Ok((host, terminal))
+        host.welcome(self.welcome(terminal)?)?;
+        Ok(host)
     }
 
     fn make_view(&mut self) -> Result<std::sync::Arc<HomeView>, MoveError> {
@@ -125,83 +136,113 @@ impl Home {
             pid_max,
         })
     }
+}
 
-    fn transfer_out(
-        &mut self,
-        id: u64,
-        slot: &mut Option<Host>,
-        _terminal: Option<(Vec<u8>, u64)>,
-        epoch: u64,
-        dry_run: bool,
-        deadline: Instant,
-    ) -> Result<(Place, MoveFigures), MoveError> {
-        let host = slot.as_ref().ok_or_else(|| MoveError::Failed("there is no host".into()))?;
-        self.progress(id, "freezing", 0, 0);
-        let freeze = Freeze(Instant::now());
-        let mut tracee = Tracee::freeze(self.args.pid).map_err(from_tracee)?;
-        let result = self.send_out(id, host, &mut tracee, epoch, deadline);
-        let (image, sent) = match result {
-            Ok(done) => done,
-            Err(error) => {
-                // Dropping gives every thread back what it had; thawing says so when it cannot.
-                tracee.thaw().map_err(from_tracee)?;
-                return Err(error);
-            }
-        };
-        if dry_run {
-            tracee.thaw().map_err(from_tracee)?;
-            let figures = freeze.figures(sent);
-            host.abort(epoch, "a dry run");
-            host.link.close();
-            *slot = None;
-            self.view = None;
-            return Ok((Place::Home, figures));
-        }
-        self.progress(id, "committing", sent.bytes, sent.wire_bytes);
-        let committed = Record { pid: self.args.pid, epoch, node: host.name.clone() };
-        if let Err(error) = record::commit(&committed) {
-            tracee.thaw().map_err(from_tracee)?;
-            return Err(MoveError::Failed(format!("the commit could not be recorded: {error}")));
-        }
-        let running = host.step(epoch, StepKind::Commit).and_then(|()| {
-            let limit = Instant::now() + STEP_LIMIT;
-            self.await_step(host.number, epoch, limit, |step| matches!(step, StepKind::Running).then_some(()))
-        });
-        if let Err(error) = running {
-            // It may run there, or not. What it does reaches the world only through us, and we have
-            // stopped listening: when its host has lost us it stops it and throws it away.
-            host.link.close();
-            std::thread::sleep(super::super::host::LEASE_LIMIT);
-            record::remove(self.args.pid);
-            tracee.thaw().map_err(from_tracee)?;
-            return Err(error);
-        }
-        let figures = freeze.figures(sent);
-        let deputy = Deputy::park(tracee, &image).map_err(from_tracee)?;
-        let host = slot.take().ok_or_else(|| MoveError::Failed("there is no host".into()))?;
-        Ok((Place::Away(Box::new(Away { host, deputy, image, stopping: None })), figures))
+/// The parties of a move away: the source is the process itself, here.
+struct Out {
+    id: u64,
+    epoch: u64,
+    host: Host,
+    deadline: Instant,
+    dry_run: bool,
+    freeze: Option<Freeze>,
+    figures: Option<MoveFigures>,
+    sent: SendFigures,
+    tracee: Option<Tracee>,
+    image: Option<ProcessImage>,
+    deputy: Option<Deputy>,
+    why: Option<MoveError>,
+}
+
+impl Parties for Out {
+    fn target_name(&self, _: &Home) -> String {
+        self.host.name.clone()
     }
 
-    fn send_out(
-        &mut self,
-        id: u64,
-        host: &Host,
-        tracee: &mut Tracee,
-        epoch: u64,
-        deadline: Instant,
-    ) -> Result<(ProcessImage, SendFigures), MoveError> {
+    fn to_target(&mut self, home: &mut Home, order: Order) -> Vec<HomeEvent> {
+        if order == Order::Commit {
+            home.progress(self.id, "committing", self.sent.bytes, self.sent.wire_bytes);
+        }
+        let why = self.why.as_ref().map_or("a dry run".to_string(), ToString::to_string);
+        match self.host.step(self.epoch, step_of(order, &why)) {
+            Ok(()) => Vec::new(),
+            Err(error) => {
+                self.why.get_or_insert(error);
+                vec![HomeEvent::TargetLost]
+            }
+        }
+    }
+
+    fn to_source(&mut self, home: &mut Home, order: Order) -> Vec<HomeEvent> {
+        match order {
+            Order::Freeze => match self.freeze_and_send(home) {
+                Ok(()) => vec![HomeEvent::Sent],
+                Err(error) => {
+                    let event = match error {
+                        MoveError::Ended => HomeEvent::SourceLost,
+                        _ => HomeEvent::SourceFailed,
+                    };
+                    self.why.get_or_insert(error);
+                    vec![event]
+                }
+            },
+            Order::Abort => {
+                if let Some(tracee) = self.tracee.take()
+                    && let Err(error) = tracee.thaw()
+                {
+                    self.why = Some(from_tracee(error));
+                }
+                Vec::new()
+            }
+            Order::Forget => {
+                self.figures = self.freeze.map(|freeze| freeze.figures(self.sent));
+                if let (Some(tracee), Some(image)) = (self.tracee.take(), &self.image) {
+                    match Deputy::park(tracee, image) {
+                        Ok(deputy) => self.deputy = Some(deputy),
+                        Err(error) => self.why = Some(from_tracee(error)),
+                    }
+                }
+                Vec::new()
+            }
+            Order::Prepare | Order::Commit => Vec::new(),
+        }
+    }
+
+    fn wait(&mut self, home: &mut Home) -> HomeEvent {
+        let deadline = self.deadline.min(Instant::now() + STEP_LIMIT);
+        let heard = home.hear(self.epoch, None, Some(self.host.number), deadline);
+        if let Some(error) = heard.error {
+            // What the target says comes before what its silence made of our sending.
+            self.why = Some(error);
+        }
+        if heard.event == HomeEvent::Ready && self.dry_run {
+            self.figures = self.freeze.map(|freeze| freeze.figures(self.sent));
+            return HomeEvent::TimedOut;
+        }
+        heard.event
+    }
+
+    fn cut_target(&mut self) {
+        self.host.link.close();
+    }
+}
+
+impl Out {
+    fn freeze_and_send(&mut self, home: &mut Home) -> Result<(), MoveError> {
+        home.progress(self.id, "freezing", 0, 0);
+        self.freeze = Some(Freeze(Instant::now()));
+        let tracee = self.tracee.insert(Tracee::freeze(home.args.pid).map_err(from_tracee)?);
         let mut image = checkpoint::dump::read_state(tracee).map_err(MoveError::failed)?;
         let blockers = preflight::blockers_of_image(&image);
         if !blockers.is_empty() {
             return Err(MoveError::Blocked(blockers));
         }
-        self.carry_out(&mut image)?;
-        self.progress(id, "copying", 0, 0);
-        let sent = send_image(host.link.clone(), host.credits.clone(), tracee, &image, deadline)
-            .map_err(MoveError::failed)?;
-        let limit = deadline.min(Instant::now() + STEP_LIMIT);
-        self.await_step(host.number, epoch, limit, |step| matches!(step, StepKind::Ready).then_some(()))?;
-        Ok((image, sent))
+        home.carry_out(&mut image)?;
+        home.progress(self.id, "copying", 0, 0);
+        let (link, credits) = (self.host.link.clone(), self.host.credits.clone());
+        self.sent = send_image(link, credits, tracee, &image, self.deadline).map_err(MoveError::failed)?;
+        self.image = Some(image);
+        Ok(())
     }
 }
 

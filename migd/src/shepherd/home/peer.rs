@@ -156,11 +156,6 @@ impl Host {
         self.tell(&ToHost::Move(Step { epoch, kind }))
     }
 
-    /// The move is off; nobody to tell if that fails.
-    pub fn abort(&self, epoch: u64, why: &str) {
-        let _ = self.step(epoch, StepKind::Abort { why: why.to_string() });
-    }
-
     pub fn kill_guest(&self) {
         let _ = self.tell(&ToHost::Kill { signal: libc::SIGKILL });
     }

@@ -19,6 +19,7 @@ use super::session::{Step, StepKind, ToHome, ToHost, Welcome};
 use super::supervisor::Supervisor;
 use crate::cluster_key::ClusterKey;
 use crate::homefs::{HostHooks, HostView, InterruptReply, Wire};
+use crate::protocol::{Order, Source, SourceEvent, Target, TargetEvent};
 use checkpoint::image::codec;
 use checkpoint::tracee::Tracee;
 use std::collections::HashMap;
@@ -158,6 +159,12 @@ struct Host {
     welcome: Option<Welcome>,
     house: Option<GuestHouse>,
     guest: Option<Guest>,
+    /// Before the commit, and again when the guest is to move on: it stands here.
+    standing: Option<Tracee>,
+    target: Target,
+    source: Source,
+    /// Why it ends, or why a move failed.
+    why: String,
     last_stat: Instant,
 }
 
@@ -198,6 +205,10 @@ pub fn main(args: HostArgs) -> anyhow::Result<()> {
         welcome: None,
         house: None,
         guest: None,
+        standing: None,
+        target: Target::default(),
+        source: Source::default(),
+        why: String::new(),
         last_stat: Instant::now(),
     };
     let detail = host.run()?;
@@ -260,19 +271,19 @@ impl Host {
     fn step(&mut self, step: Step) -> anyhow::Result<Next> {
         let epoch = step.epoch;
         match step.kind {
-            StepKind::Prepare => match self.prepare() {
-                Ok(()) => {
-                    self.reply(epoch, StepKind::Prepared);
-                    self.receive_guest(epoch)
-                }
-                Err(error) => {
-                    self.fail(epoch, &error);
-                    Ok(Next::End(format!("no place could be made: {error:#}")))
-                }
-            },
-            StepKind::Freeze => self.send_guest(epoch),
+            StepKind::Prepare => self.as_target(epoch, TargetEvent::Order(Order::Prepare)),
+            StepKind::Freeze if self.guest.is_some() => {
+                self.as_source(epoch, SourceEvent::Order(Order::Freeze))
+            }
+            StepKind::Freeze => {
+                self.fail(epoch, &anyhow::anyhow!("there is no guest here"));
+                Ok(Next::Go)
+            }
             // Of a move that is over.
-            StepKind::Abort { why } if self.guest.is_none() => Ok(Next::End(format!("home gave up: {why}"))),
+            StepKind::Abort { why } if self.guest.is_none() => {
+                self.why = format!("home gave up: {why}");
+                self.as_target(epoch, TargetEvent::Order(Order::Abort))
+            }
             _ => Ok(Next::Go),
         }
     }
@@ -280,8 +291,13 @@ impl Host {
     /// The link is gone: the guest stands still at once, and is thrown away when nobody can have come
     /// back for it.
     fn home_lost(&mut self, why: &str) -> anyhow::Result<Next> {
-        self.kill(libc::SIGSTOP);
-        Ok(Next::End(format!("home was lost: {why}")))
+        self.why = format!("home was lost: {why}");
+        if self.guest.is_none() {
+            return self.as_target(0, TargetEvent::LinkLost);
+        }
+        self.as_source(0, SourceEvent::LinkLost)?;
+        // A link does not come back in this version: the lease has no more to wait for.
+        self.as_source(0, SourceEvent::LeaseExpired)
     }
 
     /// Waits for home's next step of `epoch` in a move. `Err`: the move is off, for this reason.

@@ -6,12 +6,14 @@ use super::super::session::StepKind;
 use super::super::supervisor::{self, Supervisor};
 use super::{Guest, Host, Next, STEP_LIMIT};
 use crate::homefs::HostView;
+use crate::protocol::{Order, TargetAction, TargetEvent};
 use crate::shepherd::preflight;
 use anyhow::{Context, bail};
 use checkpoint::image::MappedFile;
 use checkpoint::image::stream::{Item, StreamReader};
 use checkpoint::restore::{self, FileSource, Rebuild, RebuildOptions, RestoreError};
 use checkpoint::tracee::Tracee;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -45,31 +47,80 @@ impl Host {
         Ok(())
     }
 
-    /// Receives the image, rebuilds the process, and waits for the commit.
-    pub(super) fn receive_guest(&mut self, epoch: u64) -> anyhow::Result<Next> {
-        let (tracee, listener) = match self.rebuild() {
-            Ok(built) => built,
-            Err(error) => {
-                self.fail(epoch, &error);
-                return Ok(Next::End(format!("the guest could not be rebuilt: {error:#}")));
+    /// Runs the target's machine of [`crate::protocol`] from this event on.
+    pub(super) fn as_target(&mut self, epoch: u64, event: TargetEvent) -> anyhow::Result<Next> {
+        let mut events = VecDeque::from([event]);
+        let mut listener = None;
+        while let Some(event) = events.pop_front() {
+            for action in self.target.step(event) {
+                match action {
+                    TargetAction::MakePlace => events.push_back(match self.prepare() {
+                        Ok(()) => TargetEvent::PlaceMade,
+                        Err(error) => self.build_failed(&error),
+                    }),
+                    TargetAction::TellPrepared => {
+                        self.reply(epoch, StepKind::Prepared);
+                        events.push_back(match self.rebuild() {
+                            Ok((tracee, filter)) => {
+                                self.standing = Some(tracee);
+                                listener = Some(filter);
+                                TargetEvent::Built
+                            }
+                            Err(error) => self.build_failed(&error),
+                        });
+                    }
+                    TargetAction::TellReady => {
+                        self.reply(epoch, StepKind::Ready);
+                        events.push_back(TargetEvent::Order(self.await_verdict(epoch)));
+                    }
+                    TargetAction::Release => {
+                        let tracee = self.standing.take().context("there is no guest to release")?;
+                        let listener = listener.take().context("there is no filter to listen to")?;
+                        self.release(tracee, listener)?;
+                    }
+                    TargetAction::TellRunning => {
+                        self.reply(epoch, StepKind::Running);
+                        self.tell_daemon("running", self.guest.as_ref().map(|guest| guest.pid));
+                    }
+                    TargetAction::TellFailed => self.fail(epoch, &anyhow::anyhow!(self.why.clone())),
+                    TargetAction::Suspend => self.kill(libc::SIGSTOP),
+                    TargetAction::Discard => {
+                        // Not the process, or not any more: it dies with its house.
+                        self.standing.take().map(Tracee::into_tids);
+                        return Ok(Next::End(self.why.clone()));
+                    }
+                    TargetAction::Ignore(event) => tracing::debug!(?event, "nothing follows from this"),
+                }
             }
-        };
-        self.reply(epoch, StepKind::Ready);
-        let deadline = Instant::now() + STEP_LIMIT;
-        let committed =
-            self.await_step(epoch, deadline, |step| matches!(step, StepKind::Commit).then_some(()));
-        if let Err(why) = committed {
-            // Before the commit: our copy is not the process.
-            return Ok(Next::End(format!("the move was given up: {why}")));
         }
+        Ok(Next::Go)
+    }
+
+    fn build_failed(&mut self, error: &anyhow::Error) -> TargetEvent {
+        self.why = format!("{error:#}");
+        TargetEvent::BuildFailed
+    }
+
+    /// Commit or abort: silence and a lost link are an abort too, before the commit.
+    fn await_verdict(&mut self, epoch: u64) -> Order {
+        let deadline = Instant::now() + STEP_LIMIT;
+        let verdict = self.await_step(epoch, deadline, |step| matches!(step, StepKind::Commit).then_some(()));
+        match verdict {
+            Ok(()) => Order::Commit,
+            Err(why) => {
+                self.why = format!("the move was given up: {why}");
+                Order::Abort
+            }
+        }
+    }
+
+    fn release(&mut self, tracee: Tracee, listener: OwnedFd) -> anyhow::Result<()> {
         let pid = tracee.pid();
         let hooks = self.supervisor_hooks();
         let supervisor = Supervisor::start(listener, pid, hooks).context("supervising the guest")?;
         tracee.release().context("letting the guest run")?;
         self.guest = Some(Guest { pid, supervisor });
-        self.reply(epoch, StepKind::Running);
-        self.tell_daemon("running", Some(pid));
-        Ok(Next::Go)
+        Ok(())
     }
 
     fn rebuild(&mut self) -> anyhow::Result<(Tracee, OwnedFd)> {

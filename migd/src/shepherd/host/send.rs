@@ -4,11 +4,13 @@ use super::super::home::send_image;
 use super::super::session::{SendFigures, StepKind};
 use super::{Host, Next};
 use crate::homefs;
+use crate::protocol::{Order, SourceAction, SourceEvent};
 use crate::shepherd::preflight;
 use anyhow::Context;
 use checkpoint::image::{FileKind, ProcessImage};
 use checkpoint::sys::fd::{pidfd_getfd, pidfd_open};
 use checkpoint::tracee::Tracee;
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,53 +19,85 @@ use std::time::{Duration, Instant};
 const VERDICT_LIMIT: Duration = Duration::from_secs(120);
 
 impl Host {
-    pub(super) fn send_guest(&mut self, epoch: u64) -> anyhow::Result<Next> {
-        let Some(pid) = self.guest.as_ref().map(|guest| guest.pid) else {
-            self.fail(epoch, &anyhow::anyhow!("there is no guest here"));
-            return Ok(Next::Go);
-        };
-        let mut tracee = match self.frozen(pid) {
-            Ok(tracee) => tracee,
-            Err(error) => {
-                self.fail(epoch, &anyhow::Error::new(error).context("freezing the guest"));
-                return Ok(Next::Go);
-            }
-        };
-        match self.send_frozen(&mut tracee) {
-            Ok(figures) => self.reply(epoch, StepKind::Sent { figures }),
-            Err((error, blockers)) => {
-                let why = format!("on {}: {error:#}", self.args.name);
-                self.reply(epoch, StepKind::Failed { blockers, why });
-                return self.run_on(tracee);
+    /// Runs the source's machine of [`crate::protocol`] from this event on.
+    pub(super) fn as_source(&mut self, epoch: u64, event: SourceEvent) -> anyhow::Result<Next> {
+        let mut events = VecDeque::from([event]);
+        let mut figures = SendFigures::default();
+        let mut blockers = Vec::new();
+        while let Some(event) = events.pop_front() {
+            for action in self.source.step(event) {
+                match action {
+                    SourceAction::FreezeAndSend => events.push_back(match self.freeze_and_send() {
+                        Ok(sent) => {
+                            figures = sent;
+                            SourceEvent::Sent
+                        }
+                        Err((error, found)) => {
+                            self.why = format!("on {}: {error:#}", self.args.name);
+                            blockers = found;
+                            SourceEvent::SendFailed
+                        }
+                    }),
+                    SourceAction::TellSent => {
+                        self.reply(epoch, StepKind::Sent { figures });
+                        events.extend(self.await_fate(epoch));
+                    }
+                    SourceAction::TellFailed => {
+                        let (blockers, why) = (std::mem::take(&mut blockers), self.why.clone());
+                        self.reply(epoch, StepKind::Failed { blockers, why });
+                    }
+                    SourceAction::Thaw => self.run_on()?,
+                    SourceAction::Suspend => self.kill(libc::SIGSTOP),
+                    SourceAction::Discard => {
+                        // It dies with its house; nobody is told, because it lives elsewhere.
+                        self.guest = None;
+                        self.standing.take().map(Tracee::into_tids);
+                        return Ok(Next::End(self.why.clone()));
+                    }
+                    SourceAction::Ignore(event) => tracing::debug!(?event, "nothing follows from this"),
+                }
             }
         }
+        Ok(Next::Go)
+    }
+
+    /// What becomes of the frozen guest. Without word from home it may run elsewhere by now: it is
+    /// never let run on.
+    fn await_fate(&mut self, epoch: u64) -> Vec<SourceEvent> {
         let deadline = Instant::now() + VERDICT_LIMIT;
-        let verdict = self.await_step(epoch, deadline, |step| matches!(step, StepKind::Forget).then_some(()));
-        match verdict {
+        match self.await_step(epoch, deadline, |step| matches!(step, StepKind::Forget).then_some(())) {
             Ok(()) => {
-                self.guest = None;
-                // It dies with its init; nobody is told, because it lives elsewhere.
-                drop(tracee.into_tids());
-                Ok(Next::End("the guest has moved on".into()))
-            }
-            Err(why) if why.starts_with("home was lost") || Instant::now() >= deadline => {
-                // It may run elsewhere by now: never let this copy run.
-                self.guest = None;
-                drop(tracee.into_tids());
-                Ok(Next::End(why))
+                self.why = "the guest has moved on".into();
+                vec![SourceEvent::Order(Order::Forget)]
             }
             Err(why) => {
-                tracing::info!(%why, "the move is off; the guest runs on");
-                self.run_on(tracee)
+                let lost = why.starts_with("home was lost") || Instant::now() >= deadline;
+                tracing::info!(%why, lost, "the move is off");
+                self.why = why;
+                match lost {
+                    true => vec![SourceEvent::LinkLost, SourceEvent::LeaseExpired],
+                    false => vec![SourceEvent::Order(Order::Abort)],
+                }
             }
         }
     }
 
-    fn run_on(&mut self, tracee: Tracee) -> anyhow::Result<Next> {
-        let result = tracee.thaw();
+    fn run_on(&mut self) -> anyhow::Result<()> {
+        let result = self.standing.take().map_or(Ok(()), Tracee::thaw);
         self.thawed();
-        result.context("letting the guest run on")?;
-        Ok(Next::Go)
+        result.context("letting the guest run on")
+    }
+
+    fn freeze_and_send(&mut self) -> Result<SendFigures, (anyhow::Error, Vec<crate::api::Blocker>)> {
+        let plain = |error: anyhow::Error| (error, Vec::new());
+        let pid = self.guest.as_ref().map(|guest| guest.pid);
+        let pid = pid.ok_or_else(|| plain(anyhow::anyhow!("there is no guest here")))?;
+        let frozen = self.frozen(pid);
+        let mut tracee =
+            frozen.map_err(|error| plain(anyhow::Error::new(error).context("freezing the guest")))?;
+        let result = self.send_frozen(&mut tracee);
+        self.standing = Some(tracee);
+        result
     }
 
     fn send_frozen(

@@ -1,0 +1,161 @@
+//! `migckpt dump`, `inspect` and `verify`, as a user types them.
+
+mod victim;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use victim::Victim;
+
+const COUNTER: &str = "import signal\nsignal.signal(signal.SIGUSR1, lambda *a: None)\n\
+                       x = bytearray(b'abc' * 1000000); tell('ready')\nn = 0\n\
+                       while True: n += 1; tell(n); time.sleep(0.01)\n";
+
+fn migckpt(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_migckpt")).args(arguments).stdin(Stdio::null()).output().expect("runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn done(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[track_caller]
+fn failed(output: &Output, code: i32, why: &str) {
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    assert!(errors.contains(why), "{errors}");
+    assert!(errors.contains("why:") && errors.contains("next:"), "{errors}");
+}
+
+fn path(place: &Path) -> &str {
+    place.to_str().expect("a path")
+}
+
+#[test]
+fn leaves_it_running_and_tells_what_it_did() {
+    let victim = Victim::python(COUNTER);
+    assert_eq!(victim.line(), "ready");
+    let place = tempfile::tempdir().expect("a directory");
+    let image = place.path().join("a/b");
+    let pid = victim.pid().to_string();
+    let maps = victim.maps();
+    for _ in 0..5 {
+        let told = done(&migckpt(&["dump", &pid, "--to", path(&image), "--leave-running", "--json"]));
+        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        assert_eq!(
+            (told["pid"].as_i64(), told["left"].as_str()),
+            (Some(victim.pid().into()), Some("running"))
+        );
+        assert!(told["bytes"].as_u64() > Some(3_000_000));
+    }
+    assert_eq!(maps, victim.maps());
+    assert_eq!(victim.status("TracerPid"), "0");
+    for n in 1..30 {
+        assert_eq!(victim.line(), n.to_string());
+    }
+    let file = image.join("process.img");
+    assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::read_dir(&image).expect("lists").count(), 1, "something was left");
+    assert!(done(&migckpt(&["verify", path(&image)])).contains("is whole"));
+    let shown: serde_json::Value =
+        serde_json::from_str(&done(&migckpt(&["inspect", path(&image), "--json"]))).expect("JSON");
+    assert_eq!(shown["pid"].as_i64(), Some(victim.pid().into()));
+    assert!(shown["signals_handled"].as_array().expect("a list").contains(&10.into()));
+    assert!(done(&migckpt(&["inspect", path(&image)])).contains("threads (1):"));
+    assert!(done(&migckpt(&["inspect", "--pid", &pid])).contains("it can be saved"));
+}
+
+#[test]
+fn ends_it_or_stops_it() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut victim = Victim::python(COUNTER);
+    assert_eq!(victim.line(), "ready");
+    let place = tempfile::tempdir().expect("a directory");
+    let pid = victim.pid().to_string();
+    let output = migckpt(&["dump", &pid, "--to", "-", "--leave-stopped"]);
+    assert!(text(&output.stderr).contains("stopped"), "{}", text(&output.stderr));
+    victim.wait_for_state('T');
+    let file = place.path().join("by-stream");
+    fs::write(&file, &output.stdout).expect("writes");
+    assert!(done(&migckpt(&["verify", path(&file)])).contains("is whole"));
+    let again = place.path().join("again");
+    assert!(done(&migckpt(&["dump", &pid, "--to", path(&again)])).contains("ended"));
+    assert_eq!(victim.end().signal(), Some(9));
+    let shown = done(&migckpt(&["inspect", path(&again)]));
+    assert!(shown.contains("stopped    by signal 19"), "{shown}");
+}
+
+#[test]
+fn refuses_by_name_and_changes_nothing() {
+    let victim = Victim::python(
+        "import socket\nl = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen()\n\
+         c = socket.create_connection(l.getsockname()); tell('ready'); time.sleep(60)\n",
+    );
+    assert_eq!(victim.line(), "ready");
+    let place = tempfile::tempdir().expect("a directory");
+    let image = place.path().join("image");
+    let before = victim.status("voluntary_ctxt_switches");
+    let output = migckpt(&["dump", &victim.pid().to_string(), "--to", path(&image)]);
+    failed(&output, 4, "established TCP connection to 127.0.0.1:");
+    failed(&output, 4, "TCP socket listening on");
+    assert!(!image.exists());
+    assert_eq!(victim.status("voluntary_ctxt_switches"), before);
+}
+
+#[test]
+fn bad_input_is_a_clear_error() {
+    let place = tempfile::tempdir().expect("a directory");
+    let here = path(place.path());
+    failed(&migckpt(&["dump", "4194304", "--to", here]), 1, "there is no process 4194304");
+    failed(&migckpt(&["inspect", here]), 1, "process.img");
+    failed(&migckpt(&["verify", "-"]), 1, "damaged");
+    for bad in
+        [&["dump", "0", "--to", here][..], &["dump", "x", "--to", here], &["dump", "1"], &["frobnicate"], &[]]
+    {
+        assert_eq!(migckpt(bad).status.code(), Some(2), "{bad:?}");
+    }
+    let victim = Victim::python("tell('ready'); time.sleep(60)\n");
+    assert_eq!(victim.line(), "ready");
+    let pid = victim.pid().to_string();
+    failed(&migckpt(&["dump", &pid, "--to", "/dev/null/x"]), 1, "Not a directory");
+    assert_eq!(victim.status("TracerPid"), "0");
+    // A full disk: the process goes on.
+    let full = Command::new(env!("CARGO_BIN_EXE_migckpt"))
+        .args(["dump", &pid, "--to", "-"])
+        .stdout(fs::OpenOptions::new().write(true).open("/dev/full").expect("opens"))
+        .output()
+        .expect("runs");
+    failed(&full, 1, "No space left on device");
+    victim.wait_for_state('S');
+    assert_eq!(victim.status("TracerPid"), "0");
+}
+
+#[test]
+fn damaged_images_are_refused() {
+    let victim = Victim::python("tell('ready'); time.sleep(60)\n");
+    assert_eq!(victim.line(), "ready");
+    let place = tempfile::tempdir().expect("a directory");
+    let image = place.path().join("image");
+    done(&migckpt(&["dump", &victim.pid().to_string(), "--to", path(&image)]));
+    let file = image.join("process.img");
+    let whole = fs::read(&file).expect("reads");
+    for cut in [0, 1, 31, 32, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&file, &whole[..cut]).expect("writes");
+        failed(&migckpt(&["verify", path(&image)]), 1, "damaged");
+    }
+    for at in (0..whole.len()).step_by(whole.len() / 13) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        fs::write(&file, &bytes).expect("writes");
+        failed(&migckpt(&["verify", path(&image)]), 1, "cannot read the image");
+    }
+    fs::write(&file, &whole).expect("writes");
+    done(&migckpt(&["verify", path(&image)]));
+}
