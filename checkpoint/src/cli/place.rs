@@ -117,6 +117,20 @@ pub fn open(location: &Location) -> Result<(Box<dyn Read>, Option<u64>), Failure
     Ok((Box::new(BufReader::with_capacity(1 << 18, opened)), Some(length)))
 }
 
+/// An image that comes through a pipe from a process that still lives: `migckpt dump` ends it when it
+/// has written all, and only then is its PID free. So the rest is taken in first.
+pub fn take_in(input: &mut Box<dyn Read>) -> io::Result<()> {
+    use std::io::Seek;
+    // Without a name: nothing is left of it, whatever happens.
+    let flags = nix::fcntl::OFlag::O_TMPFILE | nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_CLOEXEC;
+    let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
+    let mut rest = File::from(nix::fcntl::open(&std::env::temp_dir(), flags, mode)?);
+    io::copy(input, &mut rest)?;
+    rest.rewind()?;
+    *input = Box::new(BufReader::with_capacity(1 << 18, rest));
+    Ok(())
+}
+
 /// The directory's file; a file may be named directly too.
 fn image_file(path: &Path) -> PathBuf {
     if path.is_file() { path.to_path_buf() } else { path.join(FILE) }

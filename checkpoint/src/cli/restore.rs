@@ -58,6 +58,9 @@ pub fn run(arguments: &RestoreArguments) -> Result<ExitCode, Failure> {
             next: "save the process again without what is named above".into(),
         });
     }
+    if location == Location::Stream && std::path::Path::new(&format!("/proc/{}", image.pid)).exists() {
+        place::take_in(stream.input()).map_err(|error| unreadable(error.into()))?;
+    }
     let how = Standalone {
         detach: arguments.detach,
         no_input: location == Location::Stream,

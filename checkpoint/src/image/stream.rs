@@ -272,6 +272,11 @@ impl<R: Read> StreamReader<R> {
         })
     }
 
+    /// What it reads from; it stands right behind the last item.
+    pub fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+
     /// Bytes of memory read so far.
     pub fn raw_bytes(&self) -> u64 {
         self.raw_bytes

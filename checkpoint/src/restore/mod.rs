@@ -236,12 +236,13 @@ impl<'a> Rebuild<'a> {
             threads::set_parent_death_signals(tracee, &order, image)?;
         }
         signals::queue_pending(tracee, image, &order, &queue_after)?;
-        if options.stop && image.signals.stopped_by.is_some() {
-            signals::stop(tracee);
-        }
         tracee.remove_stub()?;
         for (i, thread) in order.iter().zip(&image.threads) {
             threads::set_registers(tracee, *i, thread)?;
+        }
+        if options.stop && image.signals.stopped_by.is_some() {
+            // Last: an injected call would take the signal away.
+            signals::stop(tracee);
         }
         Ok(())
     }

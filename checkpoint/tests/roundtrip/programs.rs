@@ -1,0 +1,100 @@
+//! Real programs, saved and restored in the middle of their work, several times: the output is that
+//! of an undisturbed run.
+
+use super::harness::{Case, PROGRAMS, can_run, run};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Writes some mebibytes of lines that are the same every time, and neither random nor constant.
+fn input(path: &Path, lines: u32) {
+    let mut text = String::with_capacity(lines as usize * 40);
+    let mut state = 12345u64;
+    for n in 0..lines {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        text.push_str(&format!("{:08x} line {n} {} word{}\n", state >> 32, state % 97, (state >> 40) % 1000));
+    }
+    fs::write(path, text).expect("writes the input");
+}
+
+/// Runs a program undisturbed, and moved; both write to the standard output.
+fn same_output(name: &str, program: &str, arguments: &[&str], lines: u32, least_moves: u32) {
+    if !can_run(name) {
+        return;
+    }
+    let case = Case::new();
+    input(&case.path("input"), lines);
+    let plain = Command::new(program)
+        .args(arguments)
+        .env("PATH", PROGRAMS)
+        .current_dir(case.dir.path())
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("runs undisturbed");
+    assert!(plain.status.success(), "{}", String::from_utf8_lossy(&plain.stderr));
+    let mut running = case.start(program, arguments);
+    let pid = running.pid();
+    let (mut moves, deadline) = (0, Instant::now() + Duration::from_secs(100));
+    let status = loop {
+        std::thread::sleep(Duration::from_millis(150));
+        if moves >= 5 || Instant::now() > deadline {
+            break running.end();
+        }
+        let image = case.path("img");
+        let done = run(&["dump", &pid.to_string(), "--to", image.to_str().expect("UTF-8")]);
+        if !done.status.success() {
+            let why = String::from_utf8_lossy(&done.stderr).into_owned();
+            let status = running.end();
+            assert!(why.contains("ended") || why.contains("no process"), "dump: {why}");
+            break status;
+        }
+        running.end();
+        let check = run(&["verify", image.to_str().expect("UTF-8")]);
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+        running = case.restore();
+        moves += 1;
+    };
+    assert!(
+        status.success(),
+        "{status}: {}",
+        String::from_utf8_lossy(&fs::read(case.path("errors")).unwrap_or_default())
+    );
+    assert!(moves >= least_moves, "it was moved {moves} times only");
+    let moved = fs::read(case.path("out")).expect("the output");
+    assert!(moved == plain.stdout, "the output differs after {moves} moves");
+}
+
+#[test]
+fn python_with_a_heap() {
+    let code = "import hashlib\nd={}\nfor i in range(600000):\n  d[i]=str(i*i)\n  if i%60000==0: print(i,flush=True)\n\
+                print(hashlib.sha256(''.join(d.values()).encode()).hexdigest())\nprint(sum(map(len,d.values())))";
+    same_output("python3", "python3", &["-c", code], 10, 2);
+}
+
+#[test]
+fn xz_at_its_best() {
+    same_output("xz", "xz", &["-9", "-T1", "-c", "input"], 150_000, 2);
+}
+
+#[test]
+fn xz_with_threads() {
+    same_output("xz -T2", "xz", &["-6", "-T2", "--block-size=1MiB", "-c", "input"], 150_000, 1);
+}
+
+#[test]
+fn sort_with_temporary_files() {
+    same_output("sort", "sort", &["-S", "1M", "-T", ".", "--parallel=1", "-k3", "input"], 400_000, 1);
+}
+
+#[test]
+fn awk_over_a_file() {
+    let code = "{ for (i = 0; i < 25; i++) n[$NF] += length($0) % (i + 2) } END { for (k in n) s += n[k] * length(k); print s, NR }";
+    same_output("awk", "awk", &[code, "input"], 300_000, 1);
+}
+
+#[test]
+fn perl_over_a_file() {
+    let code = "while (<>) { $n{$1} += length for 1; $n{$1}++ while /(\\w+)/g } print map { \"$_ $n{$_}\\n\" } sort keys %n";
+    same_output("perl", "perl", &["-e", code, "input"], 300_000, 1);
+}
