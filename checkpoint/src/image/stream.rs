@@ -129,7 +129,7 @@ impl<W: Write> StreamWriter<W> {
 
     /// Writes contents of memory: whole pages.
     pub fn data(&mut self, addr: u64, bytes: &[u8]) -> Result<(), StreamError> {
-        if bytes.len() % PAGE != 0 {
+        if !bytes.len().is_multiple_of(PAGE) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not whole pages").into());
         }
         self.stats.raw_bytes += bytes.len() as u64;
@@ -347,7 +347,7 @@ impl<R: Read> StreamReader<R> {
 
     fn check_range(&self, addr: u64, len: u64) -> Result<(), StreamError> {
         const TOP: u64 = 1 << 56;
-        let whole = addr % PAGE as u64 == 0 && len % PAGE as u64 == 0 && len > 0;
+        let whole = addr.is_multiple_of(PAGE as u64) && len.is_multiple_of(PAGE as u64) && len > 0;
         if !whole || addr >= TOP || len > TOP {
             return Err(self.damaged("a range that is not whole pages of memory"));
         }

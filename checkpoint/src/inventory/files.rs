@@ -5,7 +5,7 @@ use super::sockets;
 use crate::image::{FdImage, FileKind, FilesImage, OpenFile};
 use crate::proc::{self, fdinfo::FdInfo};
 use crate::sys::kcmp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -111,7 +111,7 @@ fn special_file_system(pid: i32, fd: i32) -> Option<&'static str> {
     /// linux/magic.h does not have it (ipc/mqueue.c).
     const MQUEUE_MAGIC: i64 = 0x1980_0202;
     let found = nix::sys::statfs::statfs(format!("/proc/{pid}/fd/{fd}").as_str()).ok()?;
-    match i64::from(found.filesystem_type().0) {
+    match found.filesystem_type().0 {
         libc::PROC_SUPER_MAGIC => Some("a file of the process file system"),
         MQUEUE_MAGIC => Some("a POSIX message queue"),
         _ => None,
@@ -150,26 +150,28 @@ fn character_device(rdev: u64, link: &[u8]) -> FileKind {
 
 /// A pipe is internal if both its ends are in the table and nobody else has either.
 fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
-    let pipes: Vec<u64> = image
-        .files
-        .iter()
-        .filter(|file| matches!(file.kind, FileKind::Pipe { .. }) && file.link.starts_with(b"pipe:"))
-        .map(|file| file.stat.1)
-        .collect();
-    if pipes.is_empty() {
+    let mut ends: BTreeMap<u64, (bool, bool)> = BTreeMap::new();
+    for file in image.files.iter().filter(|file| file.link.starts_with(b"pipe:")) {
+        let access = file.flags as i32 & libc::O_ACCMODE;
+        let (reads, writes) = ends.entry(file.stat.1).or_default();
+        *reads |= access != libc::O_WRONLY;
+        *writes |= access != libc::O_RDONLY;
+    }
+    ends.retain(|_, (reads, writes)| *reads && *writes);
+    if ends.is_empty() {
+        // The usual case: nobody else's table has to be looked at.
         return;
     }
     let outside = inodes_elsewhere(pid);
     for file in &mut image.files {
-        let both = pipes.iter().filter(|&&ino| ino == file.stat.1).count() >= 2;
         if let FileKind::Pipe { internal } = &mut file.kind {
-            *internal = both && !outside.contains(&file.stat.1);
+            *internal = ends.contains_key(&file.stat.1) && !outside.contains(&file.stat.1);
         }
     }
 }
 
-fn inodes_elsewhere(pid: i32) -> std::collections::BTreeSet<u64> {
-    let mut out = std::collections::BTreeSet::new();
+fn inodes_elsewhere(pid: i32) -> BTreeSet<u64> {
+    let mut out = BTreeSet::new();
     for other in proc::pids().into_iter().filter(|&other| other != pid) {
         let Ok(dir) = fs::read_dir(format!("/proc/{other}/fd")) else { continue };
         for entry in dir.flatten() {
