@@ -1,6 +1,9 @@
 //! What a process must ask the kernel itself.
 
 use super::DumpError;
+use crate::sys::ptrace::Regs;
+use crate::sys::rlimit::LIMITS;
+use crate::tracee::restart::original_call;
 use crate::tracee::{ThreadState, Tracee};
 
 /// Questions asked by injected system calls.
@@ -47,6 +50,22 @@ impl<'a> Inside<'a> {
 
     pub fn brk(&mut self) -> Result<u64, DumpError> {
         Ok(self.tracee.syscall(0, libc::SYS_brk, [0; 6])? as u64)
+    }
+
+    /// Every limit: number, soft, hard. Asked inside, as prlimit(2) on a process with other ids needs
+    /// CAP_SYS_RESOURCE.
+    pub fn limits(&mut self) -> Result<Vec<(u32, u64, u64)>, DumpError> {
+        let scratch = self.tracee.scratch();
+        let mut out = Vec::with_capacity(LIMITS as usize);
+        for resource in 0..LIMITS {
+            let args = [0, resource.into(), 0, scratch, 0, 0];
+            if self.tracee.syscall(0, libc::SYS_prlimit64, args)? == 0 {
+                let mut bytes = [0; 16];
+                self.tracee.read_mem(scratch, &mut bytes)?;
+                out.push((resource, word(&bytes, 0), word(&bytes, 8)));
+            }
+        }
+        Ok(out)
     }
 
     /// A prctl(2) whose result is the answer.
@@ -126,6 +145,12 @@ impl<'a> Inside<'a> {
             field.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()
         };
         Ok((field(1), field(5)))
+    }
+
+    /// The call that thread `i` was in, as [`original_call`] tells.
+    pub fn original_call(&self, regs: &Regs) -> Option<i64> {
+        let mut read = |addr: u64, buffer: &mut [u8]| self.tracee.read_mem(addr, buffer).is_ok();
+        original_call(regs, &mut read)
     }
 
     fn read_word(&self, at: u64) -> Result<u64, DumpError> {

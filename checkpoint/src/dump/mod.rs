@@ -16,7 +16,7 @@ use crate::image::{CredsImage, FsImage, MiscImage, MmImage, ProcessImage, Signal
 use crate::inventory;
 use crate::proc::{self, status::Stat, status::Status};
 use crate::sys::pagemap_scan::Scanner;
-use crate::sys::{ptrace, rlimit, sched};
+use crate::sys::{ptrace, sched};
 use crate::tracee::{Tracee, TraceeError, arrange_restart};
 use inside::Inside;
 use std::io;
@@ -66,6 +66,7 @@ pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
         // A stub that is there already is none of the process' mappings.
         vmas.retain(|vma| vma.end <= at || vma.start >= at + len);
     }
+    timers::settle_timerfds(pid).map_err(|source| DumpError::Proc { what: "timerfds", pid, source })?;
     let files = inventory::files::read(pid).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
     tracee.install_stub(&[])?;
     let status = status(pid)?;
@@ -77,6 +78,7 @@ pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
     let timers = timers::read(&mut inside)?;
     let creds = read_creds(&mut inside, &status)?;
     let misc = read_misc(&mut inside)?;
+    let limits = inside.limits()?;
     let threads = read_threads(&mut inside)?;
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
     Ok(ProcessImage {
@@ -88,9 +90,7 @@ pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
         signals: SignalsImage { actions, pending, stopped_by: tracee.group_stop() },
         timers,
         creds,
-        limits: (0..rlimit::LIMITS)
-            .filter_map(|resource| rlimit::get(pid, resource).ok().map(|(soft, hard)| (resource, soft, hard)))
-            .collect(),
+        limits,
         fs: read_fs(pid, &status)?,
         files,
         misc,
@@ -207,6 +207,11 @@ fn read_thread(inside: &mut Inside<'_>, i: usize) -> Result<ThreadImage, DumpErr
     let found = inside.original(i).clone();
     let tid = found.tid;
     let mut regs = found.regs;
+    if regs.orig_rax() == libc::SYS_restart_syscall as u64
+        && let Some(call) = inside.original_call(&regs)
+    {
+        regs.set_orig_rax(call as u64);
+    }
     arrange_restart(&mut regs);
     let comm = proc::read(tid, "comm").unwrap_or_default();
     Ok(ThreadImage {

@@ -4,6 +4,9 @@ use super::DumpError;
 use super::inside::Inside;
 use crate::image::{PosixTimer, TimersImage};
 use crate::proc::{self, status::Status};
+use crate::sys::fd::{pidfd_getfd, pidfd_open};
+use crate::sys::timerfd::count_expirations;
+use std::os::fd::AsFd;
 
 pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
     let mut image = TimersImage::default();
@@ -27,6 +30,20 @@ pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
         image.posix.push(timer);
     }
     Ok(image)
+}
+
+/// Brings what `fdinfo` shows of the process' timerfds up to date.
+pub fn settle_timerfds(pid: i32) -> std::io::Result<()> {
+    let pidfd = pidfd_open(pid)?;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let is_timer =
+            std::fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == "anon_inode:[timerfd]");
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (true, Some(number)) = (is_timer, number) {
+            count_expirations(pidfd_getfd(pidfd.as_fd(), number)?.as_fd())?;
+        }
+    }
+    Ok(())
 }
 
 /// ```text

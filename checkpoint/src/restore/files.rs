@@ -16,7 +16,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 /// Flags of open(2) that must not be repeated: the file exists.
-const ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_TMPFILE | 0x20;
+///
+/// Of O_TMPFILE only the bit that is not O_DIRECTORY; 0x20 is `__FMODE_EXEC` (linux/fs.h).
+const ONCE: i32 = libc::O_CREAT
+    | libc::O_EXCL
+    | libc::O_TRUNC
+    | libc::O_NOCTTY
+    | (libc::O_TMPFILE & !libc::O_DIRECTORY)
+    | 0x20;
 
 /// Opens a file by path inside the task; gives its number there.
 pub fn open_inside(tracee: &mut Tracee, path: &[u8], writable: bool) -> Result<i32, RestoreError> {

@@ -110,16 +110,14 @@ fn terminal(file: &OpenFile, number: i32) -> Result<OwnedFd, RestoreError> {
 fn open_pipes(files: &FilesImage, base: i32, made: &mut [Option<i32>]) -> Result<(), RestoreError> {
     for pipe in &files.pipes {
         let (reading, writing) = filled(pipe)?;
+        // The first of each end is the pipe itself.
+        let mut fresh = [true; 2];
         for (file, made) in files.files.iter().zip(made.iter_mut()) {
             if file.kind == (FileKind::Pipe { internal: true }) && file.stat.1 == pipe.ino {
-                let end =
-                    if file.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY { &writing } else { &reading };
-                // Opened anew: each is an open file description of its own, with its own flags.
-                let path = format!("/proc/self/fd/{}", end.as_raw_fd());
-                let flags = OFlag::from_bits_retain(file.flags as i32 & PIPE_FLAGS) | OFlag::O_CLOEXEC;
-                let opened = open(path.as_str(), flags, Mode::empty())
-                    .map_err(|errno| RestoreError::file("opening a pipe", errno))?;
-                *made = Some(lift(opened.as_fd(), base)?);
+                let writes = file.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY;
+                let end = if writes { &writing } else { &reading };
+                let fresh = std::mem::replace(&mut fresh[usize::from(writes)], false);
+                *made = Some(pipe_end(end.as_fd(), file.flags as i32, fresh, base)?);
             }
         }
     }
@@ -130,6 +128,21 @@ fn open_pipes(files: &FilesImage, base: i32, made: &mut [Option<i32>]) -> Result
         return Err(RestoreError::Unfit("the image lacks the contents of a pipe".into()));
     }
     Ok(())
+}
+
+/// A descriptor of a pipe's end, with the flags that it had.
+fn pipe_end(end: BorrowedFd<'_>, flags: i32, fresh: bool, base: i32) -> Result<i32, RestoreError> {
+    let failed = |errno| RestoreError::file("opening a pipe", errno);
+    if fresh && flags & libc::O_ACCMODE != libc::O_RDWR {
+        let flags = OFlag::from_bits_retain(flags & PIPE_FLAGS & !libc::O_ACCMODE);
+        fcntl(end, FcntlArg::F_SETFL(flags)).map_err(failed)?;
+        return lift(end, base);
+    }
+    // Opened anew: an open file description of its own.
+    let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+    let flags = OFlag::from_bits_retain(flags & PIPE_FLAGS) | OFlag::O_CLOEXEC;
+    let opened = open(path.as_str(), flags, Mode::empty()).map_err(failed)?;
+    lift(opened.as_fd(), base)
 }
 
 const PIPE_FLAGS: i32 = libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_DIRECT;

@@ -2,7 +2,7 @@
 
 use super::fd::own;
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `_IOW('T', 0, __u64)`.
 const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
@@ -32,4 +32,14 @@ pub fn make(
         Errno::result(set)?;
     }
     Ok(made)
+}
+
+/// Lets the kernel count the expirations up to now: an expired timer with an interval stands still
+/// until somebody asks (fs/timerfd.c, `do_timerfd_gettime`), and `fdinfo` does not count as asking.
+pub fn count_expirations(timer: BorrowedFd<'_>) -> Result<(), Errno> {
+    let none = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut spec = libc::itimerspec { it_interval: none, it_value: none };
+    // SAFETY: `spec` outlives the call.
+    let got = unsafe { libc::timerfd_gettime(timer.as_raw_fd(), &raw mut spec) };
+    Errno::result(got).map(drop)
 }

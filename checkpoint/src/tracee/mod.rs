@@ -288,8 +288,12 @@ pub enum Recovered {
     Parked,
 }
 
-/// Makes a process whole whose tracer died while it was frozen.
+/// Makes a process whole whose tracer died while it was frozen. One that is whole is not stopped: a
+/// stop is seen by calls that no stop may interrupt without their caller noticing (signal(7)).
 pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
+    if !has_stub(pid)? {
+        return Ok(Recovered::Untouched);
+    }
     let mut tracee = Tracee::freeze(pid)?;
     let Some(journal) = tracee.read_journal()? else {
         tracee.thaw()?;
@@ -302,6 +306,21 @@ pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
     tracee.adopt_journal(&journal);
     tracee.thaw()?;
     Ok(Recovered::Thawed)
+}
+
+/// Whether there is a stub in a process; looks from outside.
+fn has_stub(pid: i32) -> Result<bool, TraceeError> {
+    let looking = Tracee {
+        pid,
+        threads: Vec::new(),
+        group_stop: None,
+        stub: None,
+        stop_owed: false,
+        mem: tasks::open_mem(pid)?,
+        live: false,
+        not_send: PhantomData,
+    };
+    Ok(looking.find_stub().is_some())
 }
 
 impl Tracee {

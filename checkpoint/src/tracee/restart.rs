@@ -71,6 +71,42 @@ pub fn arrange_restart(regs: &mut Regs) {
     regs.set_orig_rax(u64::MAX);
 }
 
+/// Which call a thread is in whose interrupted call the kernel has restarted once already: it then is
+/// in restart_syscall(2) and its own number is lost, though not its arguments. It can be one of four.
+///
+/// Most programs load the number by `mov eax, NUMBER` right before `syscall`; where that is not so, the
+/// arguments tell. `read` reads the thread's memory.
+pub fn original_call(regs: &Regs, read: &mut dyn FnMut(u64, &mut [u8]) -> bool) -> Option<i64> {
+    const CALLS: [libc::c_long; 4] =
+        [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_futex];
+    let mut code = [0; 5];
+    // The instruction pointer is behind `syscall`.
+    if read(regs.rip().wrapping_sub(SYSCALL_LEN + 5), &mut code) && code[0] == 0xb8 {
+        let number = u32::from_le_bytes([code[1], code[2], code[3], code[4]]).into();
+        if CALLS.contains(&number) {
+            return Some(number);
+        }
+    }
+    let mut is_time = |addr: u64| {
+        let mut bytes = [0; 16];
+        let nanos = |bytes: &[u8; 16]| i64::from_le_bytes(bytes[8..].try_into().expect("eight bytes"));
+        addr != 0 && read(addr, &mut bytes) && (0..1_000_000_000).contains(&nanos(&bytes))
+    };
+    // FUTEX_WAIT or FUTEX_WAIT_BITSET, with FUTEX_PRIVATE_FLAG or without, and FUTEX_CLOCK_REALTIME.
+    let waits = matches!(regs.rsi() & !0x180, 0 | 9);
+    if waits && regs.rdi().is_multiple_of(4) && regs.rdi() > 0xffff && is_time(regs.r10()) && !is_time(regs.rdi()) {
+        return Some(libc::SYS_futex);
+    }
+    // A clock's number, and no flags.
+    if regs.rdi() < 16 && regs.rsi() == 0 && is_time(regs.rdx()) {
+        return Some(libc::SYS_clock_nanosleep);
+    }
+    if is_time(regs.rdi()) && (regs.rsi() == 0 || regs.rsi() > 0xffff) {
+        return Some(libc::SYS_nanosleep);
+    }
+    (regs.rsi() <= 1 << 20).then_some(libc::SYS_poll)
+}
+
 fn take_remainder(regs: &mut Regs, nr: i64) {
     if nr == libc::SYS_nanosleep && regs.rsi() != 0 {
         regs.set_rdi(regs.rsi());
@@ -106,6 +142,32 @@ mod tests {
         let mut regs = stopped_in(libc::SYS_read, 17);
         arrange_restart(&mut regs);
         assert_eq!((regs.rip(), regs.rax()), (0x1002, 17));
+    }
+
+    #[test]
+    fn finds_the_call_that_was_restarted_before() {
+        let mut regs = stopped_in(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK);
+        let mut by_code = |at: u64, buffer: &mut [u8]| {
+            buffer.copy_from_slice(&[0xb8, 0xca, 0, 0, 0][..buffer.len()]);
+            at == 0x1000 - 5
+        };
+        assert_eq!(original_call(&regs, &mut by_code), Some(libc::SYS_futex));
+        // Only a time at 0x20000 can be read.
+        let mut by_time = |at: u64, buffer: &mut [u8]| {
+            buffer.fill(0);
+            at == 0x20000
+        };
+        regs.set_rdi(0x20000);
+        assert_eq!(original_call(&regs, &mut by_time), Some(libc::SYS_nanosleep));
+        regs.set_rdi(1);
+        regs.set_rdx(0x20000);
+        assert_eq!(original_call(&regs, &mut by_time), Some(libc::SYS_clock_nanosleep));
+        regs.set_rdi(0x30000);
+        regs.set_rsi(128);
+        regs.set_r10(0x20000);
+        assert_eq!(original_call(&regs, &mut by_time), Some(libc::SYS_futex));
+        regs.set_rsi(3);
+        assert_eq!(original_call(&regs, &mut by_time), Some(libc::SYS_poll));
     }
 
     #[test]
