@@ -45,7 +45,10 @@ fn waits(
 fn timeouts() -> Vec<JoinHandle<()>> {
     // SAFETY, for all: the structures outlive the calls, and nothing else is written.
     vec![
-        waits("nanosleep", (0, 0), || unsafe { libc::nanosleep(&time(WAIT), null_mut()) }.into()),
+        waits("nanosleep", (0, 0), || {
+            // SAFETY: the time outlives the call; a null remainder is allowed.
+            unsafe { libc::nanosleep(&time(WAIT), null_mut()) }.into()
+        }),
         waits("nanosleep with remainder", (0, 0), || {
             let mut left = time(0);
             // SAFETY: as above.

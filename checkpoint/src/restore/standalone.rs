@@ -183,7 +183,7 @@ impl FileSource for ByPath {
         // On overlays and subvolumes `maps` and `stat` name different devices.
         let same_device =
             found.dev() == file.dev || libc::major(file.dev) == 0 || libc::major(found.dev()) == 0;
-        if !self.any && (found.ino() != file.ino || !same_device) {
+        if !(self.any || found.ino() == file.ino && same_device) {
             return Err(RestoreError::Unfit(format!("the mapped file {name} has been replaced")));
         }
         Ok(fd)

@@ -94,7 +94,12 @@ pub fn original_call(regs: &Regs, read: &mut dyn FnMut(u64, &mut [u8]) -> bool) 
     };
     // FUTEX_WAIT or FUTEX_WAIT_BITSET, with FUTEX_PRIVATE_FLAG or without, and FUTEX_CLOCK_REALTIME.
     let waits = matches!(regs.rsi() & !0x180, 0 | 9);
-    if waits && regs.rdi().is_multiple_of(4) && regs.rdi() > 0xffff && is_time(regs.r10()) && !is_time(regs.rdi()) {
+    if waits
+        && regs.rdi().is_multiple_of(4)
+        && regs.rdi() > 0xffff
+        && is_time(regs.r10())
+        && !is_time(regs.rdi())
+    {
         return Some(libc::SYS_futex);
     }
     // A clock's number, and no flags.

@@ -339,7 +339,7 @@ impl Keeper {
             Order::Partition { nodes } => self.partition(&nodes),
             Order::Heal => {
                 for index in 0..self.state.nodes.len() {
-                    self.to_island(index, 0)?;
+                    self.put_on_island(index, 0)?;
                 }
                 Ok(())
             }
@@ -372,10 +372,10 @@ impl Keeper {
         let island = self.islands + 1;
         net::make_bridge(island)?;
         self.islands = island;
-        indexes.into_iter().try_for_each(|index| self.to_island(index, island))
+        indexes.into_iter().try_for_each(|index| self.put_on_island(index, island))
     }
 
-    fn to_island(&mut self, index: usize, island: u32) -> Result<()> {
+    fn put_on_island(&mut self, index: usize, island: u32) -> Result<()> {
         let node = &mut self.state.nodes[index];
         if node.island != island {
             if node.init.is_some_and(ProcessId::alive) {

@@ -233,10 +233,10 @@ impl Home {
             let Some(file) = image.files.files.get(fd.file as usize) else {
                 return Err(MoveError::Failed("the image's descriptor table is inconsistent".into()));
             };
-            if let FileKind::Foreign { handle } = file.kind {
-                if self.carried.fds.get(&fd.fd) == Some(&handle) {
-                    keep.insert(fd.fd);
-                }
+            if let FileKind::Foreign { handle } = file.kind
+                && self.carried.fds.get(&fd.fd) == Some(&handle)
+            {
+                keep.insert(fd.fd);
             }
             if opened.contains_key(&fd.file) {
                 continue;
