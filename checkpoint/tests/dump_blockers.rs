@@ -11,26 +11,15 @@ use victim::Victim;
 fn refusals(code: &str, rules: Rules) -> Vec<String> {
     let victim = Victim::python(&format!("{code}\ntell('ready'); time.sleep(60)\n"));
     assert_eq!(victim.line(), "ready");
-    texts(victim.pid(), rules)
+    let before = victim.settled();
+    let found = texts(victim.pid(), rules);
+    // A sleeping process that was stopped, or asked anything, would have been on a CPU.
+    assert_eq!(before, victim.settled(), "the process was disturbed");
+    found
 }
 
 fn texts(pid: i32, rules: Rules) -> Vec<String> {
-    let switches = |pid: i32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-        status.lines().filter(|line| line.contains("ctxt_switches")).map(str::to_string).collect::<Vec<_>>()
-    };
-    // It has said that it is ready, and now goes to sleep.
-    let mut before = switches(pid);
-    for _ in 0..100 {
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        let now = switches(pid);
-        if std::mem::replace(&mut before, now.clone()) == now {
-            break;
-        }
-    }
     let found = inspect(pid, rules).expect("looks");
-    // A sleeping process that was stopped, or asked anything, would have been on a CPU.
-    assert_eq!(before, switches(pid), "the process was disturbed");
     found.blockers.into_iter().map(|blocker| format!("{}: {}", blocker.kind, blocker.what)).collect()
 }
 

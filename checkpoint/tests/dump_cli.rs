@@ -5,7 +5,8 @@ mod victim;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use victim::Victim;
 
 const COUNTER: &str = "import signal\nsignal.signal(signal.SIGUSR1, lambda *a: None)\n\
@@ -101,12 +102,12 @@ fn refuses_by_name_and_changes_nothing() {
     assert_eq!(victim.line(), "ready");
     let place = tempfile::tempdir().expect("a directory");
     let image = place.path().join("image");
-    let before = victim.status("voluntary_ctxt_switches");
+    let before = victim.settled();
     let output = migckpt(&["dump", &victim.pid().to_string(), "--to", path(&image)]);
     failed(&output, 4, "established TCP connection to 127.0.0.1:");
     failed(&output, 4, "TCP socket listening on");
     assert!(!image.exists());
-    assert_eq!(victim.status("voluntary_ctxt_switches"), before);
+    assert_eq!(victim.settled(), before);
 }
 
 #[test]
@@ -158,4 +159,63 @@ fn damaged_images_are_refused() {
     }
     fs::write(&file, &whole).expect("writes");
     done(&migckpt(&["verify", path(&image)]));
+}
+
+/// A `migckpt dump` to a pipe that nobody reads: it stands with the process frozen.
+fn stuck(victim: &Victim) -> Child {
+    let dump = Command::new(env!("CARGO_BIN_EXE_migckpt"))
+        .args(["dump", &victim.pid().to_string(), "--to", "-", "--leave-running", "--compress", "off"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while victim.status("TracerPid") == "0" || !victim.maps().contains("r-xp 00000000 00:00 0 ") {
+        assert!(Instant::now() < deadline, "it is not frozen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    dump
+}
+
+#[test]
+fn a_signal_ends_the_dump_and_lets_the_process_go() {
+    let victim = Victim::python(COUNTER);
+    assert_eq!(victim.line(), "ready");
+    let maps = victim.maps();
+    let mut dump = stuck(&victim);
+    let pid = nix::unistd::Pid::from_raw(dump.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("sends");
+    assert_eq!(dump.wait().expect("waits").code(), Some(130));
+    assert_eq!(victim.status("TracerPid"), "0");
+    assert_eq!(victim.maps(), maps);
+    for n in 1..30 {
+        assert_eq!(victim.line(), n.to_string());
+    }
+}
+
+#[test]
+fn a_killed_dump_is_made_good() {
+    let victim = Victim::python(COUNTER);
+    assert_eq!(victim.line(), "ready");
+    let maps = victim.maps();
+    for again in 1..=3 {
+        let mut dump = stuck(&victim);
+        dump.kill().expect("kills");
+        dump.wait().expect("waits");
+        assert_ne!(victim.maps(), maps);
+        assert!(done(&migckpt(&["recover", &victim.pid().to_string()])).contains("goes on where it was"));
+        assert_eq!(victim.maps(), maps);
+        for n in 1..30 {
+            assert_eq!(victim.line(), (n + (again - 1) * 29).to_string());
+        }
+    }
+    // The next dump does the same by itself.
+    let mut dump = stuck(&victim);
+    dump.kill().expect("kills");
+    dump.wait().expect("waits");
+    let place = tempfile::tempdir().expect("a directory");
+    done(&migckpt(&["dump", &victim.pid().to_string(), "--to", path(place.path()), "--leave-running"]));
+    assert_eq!(victim.maps(), maps);
+    assert!(done(&migckpt(&["recover", &victim.pid().to_string()])).contains("needs nothing"));
 }

@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Write;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, clap::Args)]
@@ -97,9 +98,10 @@ pub fn run(arguments: &DumpArguments) -> Result<(), Failure> {
     if !found.blockers.is_empty() {
         return Err(blocked(pid, &found.blockers));
     }
-    let sink = Sink::create(&location)?;
     let interrupt = Interrupt::hold()
         .map_err(|errno| Failure::new(FAILED, "cannot hold signals back", errno, "try again"))?;
+    let interrupt = Rc::new(interrupt);
+    let sink = Sink::create(&location, &interrupt)?;
     let frozen = Instant::now();
     let stats = save(arguments, sink, &interrupt).map_err(|error| failure(pid, &error))?;
     let report = Report {
@@ -145,7 +147,7 @@ fn save(arguments: &DumpArguments, sink: Sink, interrupt: &Interrupt) -> Result<
         Err(error) => {
             // It runs on whatever becomes of this; the first error is the one to tell.
             let _ = tracee.thaw();
-            Err(error)
+            Err(if interrupt.came() { Error::Interrupted } else { error })
         }
     }
 }

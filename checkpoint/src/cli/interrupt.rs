@@ -3,11 +3,17 @@
 //! The signals are held back and asked for between two steps. SIGKILL cannot be: what is left then is
 //! repaired by the next command on that process ([`crate::tracee::recover`]).
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Holds back what would end this program.
-pub struct Interrupt(SignalFd);
+pub struct Interrupt {
+    signals: SignalFd,
+    came: Cell<bool>,
+}
 
 impl Interrupt {
     /// Holds the signals back until the end of the program.
@@ -17,12 +23,26 @@ impl Interrupt {
             set.add(signal);
         }
         set.thread_block()?;
-        Ok(Interrupt(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        Ok(Interrupt { signals, came: Cell::new(false) })
     }
 
     /// Whether one has come.
     pub fn came(&self) -> bool {
-        matches!(self.0.read_signal(), Ok(Some(_)))
+        if matches!(self.signals.read_signal(), Ok(Some(_))) {
+            self.came.set(true);
+        }
+        self.came.get()
+    }
+
+    /// Waits until `out` takes something or one has come; tells which.
+    pub fn wait(&self, out: BorrowedFd<'_>) -> nix::Result<bool> {
+        let mut asked =
+            [PollFd::new(out, PollFlags::POLLOUT), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut asked, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(self.came()),
+            Err(errno) => Err(errno),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod dump;
 mod inspect;
 mod interrupt;
 mod place;
+mod recover;
 mod restore;
 mod verify;
 mod view;
@@ -32,6 +33,8 @@ enum Verb {
     Dump(dump::DumpArguments),
     /// Bring a saved process back and wait for it
     Restore(restore::RestoreArguments),
+    /// Let a process go that stands still because a migckpt that was saving it was killed
+    Recover(recover::RecoverArguments),
     /// Show what an image holds, or what a live process has and why it could not be saved
     Inspect(inspect::InspectArguments),
     /// Read an image to its end and check every frame of it
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.verb {
         Verb::Dump(arguments) => dump::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Restore(arguments) => restore::run(&arguments),
+        Verb::Recover(arguments) => recover::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Inspect(arguments) => inspect::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Verify(arguments) => verify::run(&arguments).map(|()| ExitCode::SUCCESS),
     };

@@ -3,18 +3,22 @@
 //! The file takes its name only when it is complete and on the disk, so that a directory never shows
 //! half an image.
 
+use super::interrupt::Interrupt;
 use super::{FAILED, Failure, Location, REFUSED, USAGE};
+use crate::sys::rw_flags;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// The image's file in its directory.
 pub const FILE: &str = "process.img";
 
 /// An image being written.
 pub enum Sink {
-    Stream(io::Stdout),
+    Stream { out: io::Stdout, interrupt: Rc<Interrupt> },
     File { file: File, temporary: Temporary, directory: PathBuf },
 }
 
@@ -41,8 +45,9 @@ pub fn exit_of(error: &io::Error) -> u8 {
 }
 
 impl Sink {
-    /// Opens where `location` says; the directory is made if it is not there.
-    pub fn create(location: &Location) -> Result<Sink, Failure> {
+    /// Opens where `location` says; the directory is made if it is not there. Writing to a stream that
+    /// nobody reads ends when `interrupt` comes.
+    pub fn create(location: &Location, interrupt: &Rc<Interrupt>) -> Result<Sink, Failure> {
         let Location::Directory(directory) = location else {
             let out = io::stdout();
             if out.is_terminal() {
@@ -50,7 +55,7 @@ impl Sink {
                 let next = "redirect it (migckpt dump PID --to - > FILE), or name a directory";
                 return Err(Failure::new(USAGE, "cannot write the image", why, next));
             }
-            return Ok(Sink::Stream(out));
+            return Ok(Sink::Stream { out, interrupt: interrupt.clone() });
         };
         let failed = |error: io::Error| {
             let what = format!("cannot write an image into {}", directory.display());
@@ -76,7 +81,7 @@ impl Sink {
     /// Makes it durable and gives it its name.
     pub fn commit(self) -> io::Result<()> {
         match self {
-            Sink::Stream(mut out) => out.flush(),
+            Sink::Stream { mut out, .. } => out.flush(),
             Sink::File { file, mut temporary, directory } => {
                 file.sync_all()?;
                 fs::rename(&temporary.path, directory.join(FILE))?;
@@ -90,17 +95,34 @@ impl Sink {
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Sink::Stream(out) => out.write(bytes),
+            Sink::Stream { out, interrupt } => write_stream(out.as_fd(), bytes, interrupt),
             Sink::File { file, .. } => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Sink::Stream(out) => out.flush(),
+            Sink::Stream { out, .. } => out.flush(),
             Sink::File { file, .. } => file.flush(),
         }
     }
+}
+
+/// Writes what fits; while nothing does, waits for that or for a signal.
+fn write_stream(out: BorrowedFd<'_>, bytes: &[u8], interrupt: &Interrupt) -> io::Result<usize> {
+    for _ in 0..2 {
+        match rw_flags::write(out, bytes, -1, rw_flags::NOWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // It has no such thing, and does not block for long.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => break,
+            other => return other,
+        }
+        if interrupt.wait(out)? {
+            return Err(io::Error::other("a signal asked this program to end"));
+        }
+    }
+    // Ready, and still refuses: a file, which must be waited for.
+    rw_flags::write(out, bytes, -1, 0)
 }
 
 /// Opens an image for reading; gives the file's size where there is one.
@@ -144,11 +166,12 @@ mod tests {
     fn nothing_is_left_of_what_is_not_committed() {
         let place = tempfile::tempdir().expect("a directory");
         let location = Location::Directory(place.path().join("new"));
-        let mut sink = Sink::create(&location).expect("creates");
+        let interrupt = Rc::new(Interrupt::hold().expect("holds"));
+        let mut sink = Sink::create(&location, &interrupt).expect("creates");
         sink.write_all(b"half").expect("writes");
         drop(sink);
         assert_eq!(fs::read_dir(place.path().join("new")).expect("lists").count(), 0);
-        let mut sink = Sink::create(&location).expect("creates");
+        let mut sink = Sink::create(&location, &interrupt).expect("creates");
         sink.write_all(b"whole").expect("writes");
         sink.commit().expect("commits");
         assert_eq!(fs::read(place.path().join("new").join(FILE)).expect("reads"), b"whole");

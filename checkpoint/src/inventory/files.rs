@@ -4,10 +4,12 @@ use super::mappings::names_file;
 use super::sockets;
 use crate::image::{FdImage, FileKind, FilesImage, OpenFile};
 use crate::proc::{self, fdinfo::FdInfo};
-use crate::sys::kcmp;
-use std::collections::BTreeMap;
+use crate::sys::{fd, kcmp};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 /// Bound on the descriptors looked at.
@@ -150,19 +152,46 @@ fn character_device(rdev: u64, link: &[u8]) -> FileKind {
 
 /// A pipe is internal if nobody else has either end; one end may be gone altogether.
 fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
-    let is_pipe =
-        |file: &OpenFile| matches!(file.kind, FileKind::Pipe { .. }) && file.link.starts_with(b"pipe:");
-    if !image.files.iter().any(is_pipe) {
+    let mut ends: BTreeMap<u64, (bool, bool)> = BTreeMap::new();
+    for file in image.files.iter().filter(|file| file.link.starts_with(b"pipe:")) {
+        let access = file.flags as i32 & libc::O_ACCMODE;
+        let (reads, writes) = ends.entry(file.stat.1).or_default();
+        *reads |= access != libc::O_WRONLY;
+        *writes |= access != libc::O_RDONLY;
+    }
+    for (index, file) in image.files.iter().enumerate() {
+        let Some(fd) = image.fds.iter().find(|fd| fd.file as usize == index) else { continue };
+        if ends.get(&file.stat.1).is_some_and(|&(reads, writes)| !(reads && writes))
+            && !other_end_is_gone(pid, fd.fd)
+        {
+            ends.remove(&file.stat.1);
+        }
+    }
+    if ends.is_empty() {
+        // The usual case: nobody else's table has to be looked at.
         return;
     }
     let outside = inodes_elsewhere(pid);
-    for file in image.files.iter_mut().filter(|file| is_pipe(file)) {
-        file.kind = FileKind::Pipe { internal: !outside.contains(&file.stat.1) };
+    for file in &mut image.files {
+        if let FileKind::Pipe { internal } = &mut file.kind {
+            *internal = ends.contains_key(&file.stat.1) && !outside.contains(&file.stat.1);
+        }
     }
 }
 
-fn inodes_elsewhere(pid: i32) -> std::collections::BTreeSet<u64> {
-    let mut out = std::collections::BTreeSet::new();
+/// Whether nobody has the other end of a pipe; also `true` if that cannot be asked.
+fn other_end_is_gone(pid: i32, fd: i32) -> bool {
+    let copy = fd::pidfd_open(pid).and_then(|pidfd| fd::pidfd_getfd(pidfd.as_fd(), fd));
+    let Ok(copy) = copy else { return true };
+    let mut asked = [PollFd::new(copy.as_fd(), PollFlags::empty())];
+    // Nothing is asked for but what is always told.
+    let polled = poll(&mut asked, PollTimeout::ZERO);
+    let told = asked[0].revents().unwrap_or(PollFlags::empty());
+    polled.is_err() || told.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)
+}
+
+fn inodes_elsewhere(pid: i32) -> BTreeSet<u64> {
+    let mut out = BTreeSet::new();
     for other in proc::pids().into_iter().filter(|&other| other != pid) {
         let Ok(dir) = fs::read_dir(format!("/proc/{other}/fd")) else { continue };
         for entry in dir.flatten() {

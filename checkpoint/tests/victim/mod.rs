@@ -79,6 +79,25 @@ impl Victim {
         }
     }
 
+    /// Waits until it sleeps and is not on a CPU any more, after it said that it is ready; tells how
+    /// often it was on one.
+    pub fn settled(&self) -> Vec<String> {
+        let switches = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("status");
+            let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+            lines.map(str::to_string).collect::<Vec<_>>()
+        };
+        let mut before = switches();
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(30));
+            let now = switches();
+            if std::mem::replace(&mut before, now.clone()) == now {
+                break;
+            }
+        }
+        before
+    }
+
     /// Waits for its end.
     pub fn end(&mut self) -> std::process::ExitStatus {
         self.child.wait().expect("waits")
