@@ -24,7 +24,8 @@ fn build() -> PathBuf {
     let lock = File::create(folder.join(".systest-build.lock")).expect("the target folder is writable");
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).expect("the build lock");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--workspace", "--bins", "--locked", "--quiet"]);
+    // All targets: the same features, so that nothing is built again after `cargo test --workspace`.
+    cargo.args(["build", "--workspace", "--all-targets", "--locked", "--quiet"]);
     if folder.ends_with("release") {
         cargo.arg("--release");
     }

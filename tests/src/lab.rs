@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How long anything that a test waits for may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a command may run. Nothing here takes half of it; without it, one hang would stop all tests.
+const COMMAND_LIMIT: Duration = Duration::from_secs(240);
 
 /// A running lab.
 #[derive(Debug)]
@@ -33,6 +35,29 @@ impl Ran {
             status: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs a command to its end, within [`COMMAND_LIMIT`].
+    #[track_caller]
+    pub fn of(command: &mut Command) -> Ran {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ran::ended(command.spawn().expect("it can be run"))
+    }
+
+    /// Waits for a child's end, within [`COMMAND_LIMIT`].
+    #[track_caller]
+    fn ended(child: Child) -> Ran {
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(child.wait_with_output()));
+        match told.recv_timeout(COMMAND_LIMIT) {
+            Ok(output) => Ran::from(output.expect("it can be waited for")),
+            Err(_) => {
+                // Its streams may stay open in what it has started; the thread above is left alone.
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                panic!("a command has not ended within {COMMAND_LIMIT:?}");
+            }
         }
     }
 
@@ -70,8 +95,7 @@ impl Lab {
         let lab = Lab { name: unique_name() };
         let mut up = moslab();
         up.args(["up", "--name", &lab.name, "-n", &nodes.to_string()]).args(options);
-        let output = up.output().expect("moslab can be run");
-        Ran::from(output).ok();
+        Ran::of(&mut up).ok();
         lab
     }
 
@@ -87,8 +111,7 @@ impl Lab {
 
     /// A verb of `moslab` on this lab.
     pub fn verb(&self, verb: &str, arguments: &[&str]) -> Ran {
-        let output = moslab().args([verb, "--name", &self.name]).args(arguments).output();
-        Ran::from(output.expect("moslab can be run"))
+        Ran::of(moslab().args([verb, "--name", &self.name]).args(arguments))
     }
 
     /// A shell script in a node as root, not started yet.
@@ -105,12 +128,12 @@ impl Lab {
 
     /// Runs a shell script in a node as root.
     pub fn sh(&self, node: &str, script: &str) -> Ran {
-        Ran::from(self.command(node, script).output().expect("moslab can be run"))
+        Ran::of(&mut self.command(node, script))
     }
 
     /// Runs a shell script in a node as some user.
     pub fn sh_as(&self, user: &str, node: &str, script: &str) -> Ran {
-        Ran::from(self.command_as(user, node, script).output().expect("moslab can be run"))
+        Ran::of(&mut self.command_as(user, node, script))
     }
 
     /// Starts a shell script in a node; its output is kept.
@@ -206,8 +229,7 @@ impl Running {
     /// Waits for its end.
     #[track_caller]
     pub fn end(mut self) -> Ran {
-        let child = self.child.take().expect("it was started");
-        Ran::from(child.wait_with_output().expect("it can be waited for"))
+        Ran::ended(self.child.take().expect("it was started"))
     }
 }
 

@@ -1,9 +1,12 @@
 //! A person at a terminal: a pseudo-terminal, keys to press, and text to wait for.
 
 use crate::lab::PATIENCE;
-use nix::pty::openpty;
-use std::fs::File;
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,15 +31,15 @@ pub struct Terminal {
 impl Terminal {
     /// Runs a command as the leader of a new session on a new terminal.
     pub fn run(command: &Command) -> Terminal {
-        let pty = openpty(None, None).expect("a pseudo-terminal");
-        let side = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
+        let (master, slave) = pair().expect("a pseudo-terminal");
+        let side = || Stdio::from(slave.try_clone().expect("a descriptor"));
         // setsid(1) makes the terminal the controlling one, which needs code between fork and exec.
         let mut session = Command::new("setsid");
         session.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
         session.env("TERM", "dumb").env_remove("CARGO");
         let child = session.stdin(side()).stdout(side()).stderr(side()).spawn().expect("setsid runs");
-        drop(pty.slave);
-        let keys = File::from(pty.master);
+        drop(slave);
+        let keys = master;
         let mut output = keys.try_clone().expect("a descriptor");
         let screen = Arc::new(Mutex::new(String::new()));
         let shared = Arc::clone(&screen);
@@ -77,6 +80,17 @@ impl Terminal {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Both ends, closed on exec from the first moment: openpty(3) cannot do that, and a job that held the
+/// master end of its own terminal could not be moved.
+fn pair() -> std::io::Result<(File, File)> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let slave =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(ptsname_r(&master)?)?;
+    Ok((File::from(OwnedFd::from(master)), slave))
 }
 
 impl Drop for Terminal {

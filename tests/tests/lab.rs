@@ -127,7 +127,7 @@ fn signals_to_exec_reach_the_command() {
     };
     said("ready");
     // The shell around it has no trap: only what is sent to it ends it, so address the inner one.
-    lab.sh("node1", "kill -USR1 $(pgrep -f 'trap.*usr1' | tail -n 1)").ok();
+    lab.sh("node1", "kill -USR1 $(pgrep -f '[t]rap.*usr1' | tail -n 1)").ok();
     said("usr1");
     kill(Pid::from_raw(running.pid()), Signal::SIGTERM).expect("it runs");
     assert_eq!(running.end().status, 143);

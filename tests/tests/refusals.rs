@@ -68,7 +68,7 @@ fn bad_input_has_its_exit_code() {
     let user = lab.user();
     let job = lab.start("node1", "mosrun -J mine sleep 1000");
     let pid = lab.await_job("node1", "mine");
-    refused(&lab.sh("node1", &format!("migrate {pid} node77")), 5, "node77");
+    refused(&lab.sh("node1", &format!("migrate {pid} node77")), 1, "node77");
     refused(&lab.sh("node1", "migrate 4194000 node2"), 1, "4194000");
     refused(&lab.sh("node1", "migrate job:none node2"), 1, "none");
     refused(&lab.sh_as(&user, "node1", &format!("migrate {pid} node2")), 3, "");

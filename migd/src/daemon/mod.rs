@@ -67,6 +67,8 @@ pub struct Daemon {
     policy_now: Notify,
     /// Somebody new is to be told our load.
     load_now: Notify,
+    /// What is remembered of the jobs has changed.
+    save_now: Notify,
 }
 
 impl Daemon {
@@ -119,6 +121,7 @@ async fn serve(config: Config, reload: impl Fn() -> anyhow::Result<Config>) -> a
         units: processes::Units::find(),
         policy_now: Notify::new(),
         load_now: Notify::new(),
+        save_now: Notify::new(),
         config,
     });
     registry::restore(&daemon);
@@ -128,6 +131,7 @@ async fn serve(config: Config, reload: impl Fn() -> anyhow::Result<Config>) -> a
     tokio::spawn(membership::run(Arc::clone(&daemon), inputs));
     tokio::spawn(state::tell_load(Arc::clone(&daemon)));
     tokio::spawn(policy::run(Arc::clone(&daemon)));
+    tokio::spawn(registry::run(Arc::clone(&daemon)));
     tokio::spawn(api_server::run(Arc::clone(&daemon), api));
     tracing::info!(node = daemon.config.name, %address, version = env!("CARGO_PKG_VERSION"), "started");
     loop {

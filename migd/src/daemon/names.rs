@@ -159,13 +159,29 @@ impl Daemon {
                 "name another",
             ));
         }
+        self.take_in(&stat, uid);
+        Ok(pid)
+    }
+
+    /// A process that has a shepherd is known, even if the daemon before us had no time to save it.
+    pub(super) fn remember(&self, pid: i32) {
+        if self.lock().jobs.processes.contains_key(&pid) {
+            return;
+        }
+        if let (Some(stat), Some(uid)) = (processes::read(pid, self.units), processes::owner(pid)) {
+            self.take_in(&stat, uid);
+        }
+    }
+
+    /// Makes a process that nobody started with `mosrun` a job of its own.
+    fn take_in(&self, stat: &processes::Stat, uid: u32) {
         let spec = crate::api::JobSpec {
             io_bound: true,
-            command: vec![processes::command_line(pid)],
+            command: vec![processes::command_line(stat.pid)],
             ..crate::api::JobSpec::default()
         };
-        self.lock().jobs.register(&self.config.name, &stat, uid, spec);
-        Ok(pid)
+        self.lock().jobs.register(&self.config.name, stat, uid, spec);
+        self.save_now.notify_one();
     }
 }
 

@@ -1,8 +1,8 @@
 //! The thread that looks at this node every second: runnable threads, CPU use, memory, job processes.
 
+use super::Daemon;
 use super::machine::{Machine, STANDARD_SPEED};
 use super::processes::{self, Stat};
-use super::{Daemon, registry};
 use loadsched::Average;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -64,7 +64,7 @@ fn run(daemon: &Weak<Daemon>, machine: &Machine) {
             let cheap = started.elapsed() <= CHEAP;
             if !cheap || seen.looks >= LOOKS {
                 sample(&daemon, machine, &stats, &seen, &mut before);
-                registry::save(&daemon);
+                daemon.save_now.notify_one();
                 break;
             }
             drop(daemon);

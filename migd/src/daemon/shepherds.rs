@@ -228,6 +228,7 @@ pub fn find_again(daemon: &Arc<Daemon>) {
             };
             tracing::info!(shepherd = name, "found again");
             if let Some(pid) = name.strip_prefix("home-").and_then(|pid| pid.parse().ok()) {
+                daemon.remember(pid);
                 attach_home(&daemon, pid, stream);
             } else if let Some(token) = name.strip_prefix("host-") {
                 daemon.lock().guests.insert(token.to_string(), Guest::new());
@@ -300,6 +301,9 @@ fn attach_home(daemon: &Arc<Daemon>, pid: i32, stream: UnixStream) {
 fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
     let now = Instant::now();
     let mut state = daemon.lock();
+    if matches!(event, HomeEvent::Moved { .. } | HomeEvent::Gone { .. }) {
+        daemon.save_now.notify_one();
+    }
     match event {
         HomeEvent::Ready => {}
         HomeEvent::Progress { id, phase, bytes, wire_bytes } => {

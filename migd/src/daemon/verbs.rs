@@ -113,7 +113,9 @@ pub fn register(daemon: &Daemon, caller: Caller, spec: JobSpec) -> Result<u64, A
         })?;
     }
     let any_of = state.expand(&spec.any_of);
-    Ok(state.jobs.register(&daemon.config.name, &stat, caller.uid, JobSpec { any_of, ..spec }))
+    let number = state.jobs.register(&daemon.config.name, &stat, caller.uid, JobSpec { any_of, ..spec });
+    daemon.save_now.notify_one();
+    Ok(number)
 }
 
 /// The registered process has closed its connection: its program runs now, and can be placed.
@@ -259,6 +261,7 @@ async fn pin(daemon: &Arc<Daemon>, caller: Caller, what: &str, node: Option<&str
     for pid in pids {
         // Pinned first, so that the balancer does not take it away in between.
         daemon.lock().jobs.set_locked(pid, true);
+        daemon.save_now.notify_one();
         let Some(to) = to.as_ref().and_then(|to| node_for(daemon, pid, to)) else { continue };
         let wish = Wish { pid, to, cause: Cause::User, dry_run: false, limit: moves::MOVE_LIMIT };
         moves::settled(daemon, pid, moves::MOVE_LIMIT).await;
@@ -278,6 +281,7 @@ fn unpin(daemon: &Daemon, caller: Caller, what: &str) -> Answered {
     for pid in daemon.find_processes(caller, what)? {
         daemon.lock().jobs.set_locked(pid, false);
     }
+    daemon.save_now.notify_one();
     daemon.policy_now.notify_one();
     Ok(Response::Done)
 }

@@ -240,6 +240,7 @@ impl Keeper {
         let init: i32 = expect(said, "init ")?.parse()?;
         self.state.nodes[index].init = ProcessId::of(init);
         self.state.save(&self.place)?;
+        writeln!(orders, "mount")?;
         expect(said, "mounted")?;
         net::attach(&config.name, init, self.state.nodes[index].island, config.bandwidth.as_deref())?;
         writeln!(orders, "network")?;
@@ -356,12 +357,16 @@ impl Keeper {
     }
 
     fn kill_node(&mut self, index: usize) -> Result<()> {
-        if let Some(mut running) = self.running[index].take() {
+        if let Some(Running { mut outer, orders }) = self.running[index].take() {
             if let Some(init) = self.state.nodes[index].init {
                 sweep::kill(init);
             }
+            // A PID 1 that was not known yet reads the end of its orders and ends.
+            drop(orders);
             // Its PID 1 is the only child; the kernel has ended the rest before it reports that end.
-            let _ = running.outer.wait();
+            let _ = outer.wait();
+            // The kernel takes a dead namespace's link away later, and a new one needs its name.
+            net::detach(&self.state.nodes[index].name);
         }
         self.state.nodes[index].init = None;
         self.state.save(&self.place)

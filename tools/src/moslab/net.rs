@@ -39,6 +39,12 @@ pub fn attach(node: &str, init: i32, island: u32, bandwidth: Option<&str>) -> Re
     limit(&port, bandwidth)
 }
 
+/// Removes what is left of a node's link.
+pub fn detach(node: &str) {
+    // It may be gone already.
+    let _ = run("ip", &["link", "del", &port(node)]);
+}
+
 /// Moves a node's link to another island.
 pub fn move_to(node: &str, island: u32) -> Result<()> {
     run("ip", &["link", "set", &port(node), "master", &bridge(island)])

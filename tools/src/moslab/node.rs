@@ -76,6 +76,11 @@ pub fn pid1(config: &Path) -> Result<u8> {
         bail!("this is moslab's own business; use `moslab up`");
     }
     let config: NodeConfig = serde_json::from_slice(&fs::read(config)?)?;
+    let mut orders = BufReader::new(std::io::stdin());
+    // The init that started us tells our PID first, on the same pipe.
+    if next_order(&mut orders)?.as_deref() != Some("mount") {
+        return Ok(0);
+    }
     setsid().context("no session of its own")?;
     if let Some(group) = &config.cgroup {
         cgroup::enter(group)?;
@@ -85,7 +90,6 @@ pub fn pid1(config: &Path) -> Result<u8> {
     mounts::build(&config)?;
     // Before 6.14 this is one number for the whole machine and not ours to raise; it does without.
     let _ = own_pid_max();
-    let mut orders = BufReader::new(std::io::stdin());
     tell("mounted")?;
     if next_order(&mut orders)?.as_deref() != Some("network") {
         return Ok(0);
