@@ -98,3 +98,34 @@ fn homes_own_daemon_is_restarted_while_the_job_is_away() {
     lab.migrate("w", "home");
     assert_eq!(job.end().ok(), worker::expected(&lab, "node1", 16, STEPS));
 }
+
+#[test]
+fn homes_shepherd_is_killed_in_the_middle_of_a_move() {
+    require_labs!();
+    let lab = slow_lab();
+    let ran = in_mid_move(&lab, |pid| {
+        lab.sh("node1", &format!("pkill -9 -f '[s]hepherd home.*--pid {pid} '")).ok();
+    });
+    check(&lab, ran);
+}
+
+#[test]
+fn homes_shepherd_is_killed_while_the_job_is_away() {
+    require_labs!();
+    let lab = Lab::up(2);
+    let job = lab.start("node1", "mosrun -J away sleep 1000; echo $?");
+    let pid = lab.await_job("node1", "away");
+    lab.migrate("away", "node2");
+    lab.sh("node1", &format!("pkill -9 -f '[s]hepherd home.*--pid {pid} '")).ok();
+    // The guest cannot outlive it, and nobody waits for a guest that is gone.
+    assert_eq!(job.end().ok(), "137\n");
+    let rid = |node: &str, of: &str| !lab.sh(node, "ps -eo args").stdout.contains(of);
+    wait_for("the guest's end", || rid("node2", "sleep 1000").then_some(()));
+    wait_for("the shepherds' end", || {
+        (rid("node1", "migd shepherd") && rid("node2", "migd shepherd")).then_some(())
+    });
+    let job = lab.start("node1", "mosrun -J next sleep 3; echo $?");
+    lab.await_job("node1", "next");
+    lab.migrate("next", "node2");
+    assert_eq!(job.end().ok(), "0\n");
+}

@@ -118,16 +118,17 @@ fn exec_is_like_a_login() {
 fn signals_to_exec_reach_the_command() {
     require_labs!();
     let lab = Lab::up(1);
-    let script =
-        "trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
-    let running = lab.start("node1", &format!("({script}) > /srv/out"));
+    let script = "echo $$ > /srv/pid; trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready\n\
+                  while :; do sleep 0.1; done\n";
+    fs::write(lab.srv("node1", "script"), script).expect("written");
+    let running = lab.start("node1", "sh /srv/script > /srv/out 2>&1; echo $?");
     let said = |what: &str| {
         let path = lab.srv("node1", "out");
         wait_for(what, || fs::read_to_string(&path).ok()?.contains(what).then_some(()));
     };
     said("ready");
     // The shell around it has no trap: only what is sent to it ends it, so address the inner one.
-    lab.sh("node1", "kill -USR1 $(pgrep -f '[t]rap.*usr1' | tail -n 1)").ok();
+    lab.sh("node1", "kill -USR1 $(cat /srv/pid)").ok();
     said("usr1");
     kill(Pid::from_raw(running.pid()), Signal::SIGTERM).expect("it runs");
     assert_eq!(running.end().status, 143);

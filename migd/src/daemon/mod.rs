@@ -31,6 +31,7 @@ mod policy;
 mod processes;
 mod protocol;
 mod registry;
+mod rescue;
 mod sampler;
 mod shepherds;
 mod state;

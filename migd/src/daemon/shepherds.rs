@@ -6,9 +6,11 @@
 use super::Daemon;
 use super::moves::{self, Cause};
 use super::processes::Stat;
+use super::rescue;
 use crate::api::{MAX_LINE, ProcessInfo};
 use crate::config::Config;
 use crate::shepherd::control::{EXPELLED, HomeEvent, HomeOrder, HostEvent, HostOrder};
+use crate::shepherd::home::record;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::sys::signal::SigSet;
 use nix::sys::wait::waitpid;
@@ -181,7 +183,9 @@ pub async fn ensure_home(daemon: &Arc<Daemon>, pid: i32) -> io::Result<()> {
     let stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
         Err(_) => {
-            spawn("home", &daemon.config, &["--pid", &pid.to_string()], &path, None)?;
+            let record = record::path(&daemon.config.run_dir, pid);
+            let more = ["--pid", &pid.to_string(), "--record", &record.to_string_lossy()];
+            spawn("home", &daemon.config, &more, &path, None)?;
             connect(&path, START_LIMIT).await?
         }
     };
@@ -224,6 +228,10 @@ pub fn find_again(daemon: &Arc<Daemon>) {
             let Ok(stream) = UnixStream::connect(&path).await else {
                 // Nobody listens: its shepherd has died without cleaning up.
                 let _ = fs::remove_file(&path);
+                if let Some(pid) = name.strip_prefix("home-").and_then(|pid| pid.parse().ok()) {
+                    daemon.remember(pid);
+                    rescue::rescue(daemon, pid).await;
+                }
                 return;
             };
             tracing::info!(shepherd = name, "found again");
@@ -279,21 +287,18 @@ fn attach_home(daemon: &Arc<Daemon>, pid: i32, stream: UnixStream) {
             said_good_bye |= matches!(event, HomeEvent::Gone { .. });
             home_event(&daemon, pid, event);
         }
-        let mut state = daemon.lock();
-        if state.homes.get(&pid).is_some_and(|shepherd| shepherd.orders.same_channel(&ours)) {
-            state.homes.remove(&pid);
-        }
-        // Whoever waits for a move hears, by the sender's end, that nobody will tell.
-        for flight in state.migrations.values_mut().filter(|flight| flight.info.pid == pid) {
-            flight.outcome = None;
-        }
-        let home = daemon.config.name.clone();
-        if let Some(process) = state.jobs.processes.get_mut(&pid)
-            && !said_good_bye
-            && process.node != home
         {
-            tracing::error!(pid, node = process.node, "its shepherd is gone; it stays parked");
-            process.cantmove = Some("its shepherd is gone; see the log of migd".into());
+            let mut state = daemon.lock();
+            if state.homes.get(&pid).is_some_and(|shepherd| shepherd.orders.same_channel(&ours)) {
+                state.homes.remove(&pid);
+            }
+            // Whoever waits for a move hears, by the sender's end, that nobody will tell.
+            for flight in state.migrations.values_mut().filter(|flight| flight.info.pid == pid) {
+                flight.outcome = None;
+            }
+        }
+        if !said_good_bye {
+            rescue::rescue(daemon, pid).await;
         }
     });
 }

@@ -78,7 +78,8 @@ impl Home {
     }
 
     fn record(&self, epoch: u64, node: String) -> HomeEvent {
-        match record::commit(&Record { pid: self.args.pid, epoch, node }) {
+        match record::commit(&self.args.record, &Record { pid: self.args.pid, epoch, node, refilling: false })
+        {
             Ok(()) => HomeEvent::Recorded,
             Err(error) => {
                 tracing::error!(%error, "the commit could not be recorded");

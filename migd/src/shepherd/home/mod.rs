@@ -10,7 +10,7 @@ mod move_home;
 mod move_out;
 mod move_over;
 mod peer;
-mod record;
+pub mod record;
 mod serve;
 
 use super::control::{HomeEvent, HomeOrder, MoveFigures, TargetNode};
@@ -51,6 +51,9 @@ pub struct HomeArgs {
     /// Where to listen for the daemon.
     #[arg(long)]
     pub control: PathBuf,
+    /// Where the commit of a move is recorded.
+    #[arg(long)]
+    pub record: PathBuf,
 }
 
 pub(in crate::shepherd) use move_out::send_image;
@@ -257,7 +260,7 @@ impl Home {
     }
 
     fn gone(&mut self, how: &str, detail: &str) {
-        record::remove(self.args.pid);
+        record::remove(&self.args.record);
         self.control.send(&HomeEvent::Gone { how: how.into(), detail: detail.into() });
         self.control.flush();
     }

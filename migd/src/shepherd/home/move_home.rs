@@ -5,6 +5,7 @@ use super::super::session::SendFigures;
 use super::conduct::{Parties, step_of};
 use super::move_out::from_tracee;
 use super::peer::Host;
+use super::record::{self, Record};
 use super::{Away, Freeze, Home, MoveError, Place, STALL_LIMIT, STEP_LIMIT};
 use crate::protocol::{HomeEvent, Order, Outcome};
 use crate::shepherd::control::MoveFigures;
@@ -174,6 +175,12 @@ impl Homewards<'_> {
             Err(error) => return broken(&error),
         };
         home.progress(self.id, "copying", 0, 0);
+        let node = self.host.name.clone();
+        let refilling = Record { pid: home.args.pid, epoch: self.epoch - 1, node, refilling: true };
+        if let Err(error) = record::commit(&home.args.record, &refilling) {
+            self.why = Some(MoveError::Failed(format!("the record of it cannot be written: {error}")));
+            return Some(HomeEvent::TargetFailed);
+        }
         let (mut tracee, caught) = match self.deputy.take()?.freeze() {
             Ok(frozen) => frozen,
             Err(error) => {

@@ -67,7 +67,7 @@ impl Home {
         drop(tracee);
         host.link.close();
         self.view = None;
-        record::remove(self.args.pid);
+        record::remove(&self.args.record);
         match (why, figures) {
             (None, Some(figures)) if dry_run => (place, Ok(figures)),
             (Some(MoveError::Ended), _) => (Place::Gone, Err(MoveError::Ended)),

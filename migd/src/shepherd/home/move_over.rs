@@ -58,7 +58,11 @@ impl Home {
                     view.disconnect(target.view_connection);
                 }
                 let node = away.host.name.clone();
-                let _ = record::commit(&Record { pid: self.args.pid, epoch, node });
+                let back = Record { pid: self.args.pid, epoch, node, refilling: false };
+                if let Err(error) = record::commit(&self.args.record, &back) {
+                    // Read by nobody but the daemon, and only if this shepherd dies.
+                    tracing::warn!(%error, "the record could not be set right");
+                }
                 match (why, figures) {
                     (None, Some(figures)) if dry_run => Ok(figures),
                     (why, _) => Err(why.unwrap_or(MoveError::Failed("the move was given up".into()))),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where it runs, since which epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,26 +14,34 @@ pub struct Record {
     pub epoch: u64,
     /// Where it runs since then.
     pub node: String,
+    /// It is on its way home: what stands here of it is no longer what it was before it left.
+    #[serde(default)]
+    pub refilling: bool,
 }
 
-fn path(pid: i32) -> PathBuf {
-    let dir = std::env::var_os("MIGD_RUN_DIR").map_or(PathBuf::from("/run/migd"), PathBuf::from);
-    dir.join("away").join(format!("{pid}.json"))
+/// Where a daemon with this runtime directory keeps the record of a process.
+pub fn path(run_dir: &Path, pid: i32) -> PathBuf {
+    run_dir.join("away").join(format!("{pid}.json"))
 }
 
 /// Writes the record; when this returns, the move is committed.
-pub fn commit(record: &Record) -> io::Result<()> {
-    let path = path(record.pid);
-    let dir = path.parent().expect("the path has a directory");
-    fs::create_dir_all(dir)?;
+pub fn commit(path: &Path, record: &Record) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
     let fresh = path.with_extension("new");
     let mut file = File::create(&fresh)?;
     file.write_all(&serde_json::to_vec(record)?)?;
     file.sync_data()?;
-    fs::rename(&fresh, &path)
+    fs::rename(&fresh, path)
+}
+
+/// The record of a process, if it has one.
+pub fn read(path: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 /// It is home, or has ended.
-pub fn remove(pid: i32) {
-    let _ = fs::remove_file(path(pid));
+pub fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
 }
