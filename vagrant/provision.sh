@@ -4,7 +4,7 @@
 #   MIGD_ADDRESS       IP:PORT where this node listens (required)
 #   MIGD_SEED          IP:PORT of a member to join; its own address on the first node
 #   MIGD_SOURCE        the source tree (default: the folder above this script)
-#   MIGD_KEY_EXCHANGE  a folder in which the first node leaves the key for the others; without it, copy
+#   MIGD_KEY_EXCHANGE  a folder in which the key lies, or in which the first node leaves it; without it, copy
 #                      /etc/migd/cluster.key from a member by a safe way before running this
 set -euo pipefail
 : "${MIGD_ADDRESS:?IP:PORT where this node listens}"

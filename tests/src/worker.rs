@@ -1,7 +1,6 @@
-//! A job that works in memory, keeps an eye on its clock, and says at its end what it has computed.
+//! A job that works in memory and says at its end what it has computed.
 //!
-//! Its output depends on its arguments only, so an unmigrated twin tells what is right. The longest
-//! gap in its clock goes to standard error: that is the freeze as the process itself has felt it.
+//! Its output depends on its arguments only, so an unmigrated twin tells what is right.
 
 use crate::lab::Lab;
 
@@ -11,7 +10,6 @@ import hashlib, sys, time
 mib, steps, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 blocks = [bytearray(hashlib.shake_128(b"%d" % i).digest(1 << 20)) for i in range(mib)]
 print("filled", mib, flush=True)
-last, worst = time.time(), 0.0
 state = 1
 for step in range(steps):
     state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
@@ -19,15 +17,12 @@ for step in range(steps):
     at = (state >> 20) % ((1 << 20) - 64)
     block[at:at + 64] = hashlib.sha512(bytes(block[at:at + 64]) + b"%d" % step).digest()
     time.sleep(pause)
-    now = time.time()
-    worst, last = max(worst, now - last), now
     if step % 50 == 49:
         print("step", step, flush=True)
 total = hashlib.sha256()
 for block in blocks:
     total.update(block)
 print("sum", total.hexdigest(), flush=True)
-print("worst", worst, file=sys.stderr, flush=True)
 "#;
 
 /// Puts the program on a node.
@@ -44,11 +39,4 @@ pub fn command(mib: u32, steps: u32, pause: f64) -> String {
 pub fn expected(lab: &Lab, node: &str, mib: u32, steps: u32) -> String {
     // Without the pauses: they change nothing but the time.
     lab.sh(node, &command(mib, steps, 0.0)).ok()
-}
-
-/// The longest gap that it noticed, milliseconds.
-pub fn worst_gap_ms(stderr: &str) -> f64 {
-    let seconds =
-        stderr.lines().find_map(|line| line.strip_prefix("worst ")).and_then(|s| s.parse::<f64>().ok());
-    seconds.unwrap_or_else(|| panic!("the worker told no gap: {stderr}")) * 1e3
 }

@@ -16,7 +16,7 @@ mod serve;
 use super::control::{HomeEvent, HomeOrder, MoveFigures, TargetNode};
 use super::control_socket::ControlServer;
 use super::inbox::{Inbox, Sender};
-use super::session::ToHome;
+use super::session::{ToHome, ToHost};
 use crate::api::{ApiError, Blocker, ErrorKind};
 use crate::cluster_key::ClusterKey;
 use crate::homefs::HomeView;
@@ -33,6 +33,9 @@ use std::time::{Duration, Instant};
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 /// How long one step of a move may take without progress.
 const STEP_LIMIT: Duration = Duration::from_secs(20);
+/// Signals to single threads, which are rare, are looked for so often, on so many threads.
+const THREADS_EVERY: Duration = Duration::from_secs(1);
+const THREADS_LIMIT: usize = 256;
 /// No image data for this long: the move is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -130,6 +133,8 @@ struct Away {
     image: ProcessImage,
     /// The guest has stopped, and the deputy was stopped for it.
     stopping: Option<u8>,
+    /// When its threads were last looked at.
+    looked: Instant,
 }
 
 /// The home shepherd's state.
@@ -280,6 +285,7 @@ impl Home {
         for _ in 0..256 {
             let Place::Away(away) = &mut self.place else { return Ok(false) };
             let event = match away.deputy.poll() {
+                Ok(None) if away.looked.elapsed() >= THREADS_EVERY => return self.attend_threads(),
                 Ok(Some(event)) => event,
                 Ok(None) => return Ok(false),
                 Err(error) => {
@@ -297,6 +303,40 @@ impl Home {
             }
         }
         Ok(false)
+    }
+
+    /// Passes on what was sent to single threads of the deputy, which only its leader can catch by
+    /// itself; `true`: the shepherd's work is done.
+    fn attend_threads(&mut self) -> anyhow::Result<bool> {
+        let Place::Away(away) = &mut self.place else { return Ok(false) };
+        away.looked = Instant::now();
+        let tids = away.deputy.threads_with_signals(THREADS_LIMIT);
+        if tids.is_empty() || away.stopping.is_some() {
+            return Ok(false);
+        }
+        let Place::Away(away) = std::mem::replace(&mut self.place, Place::Gone) else { return Ok(false) };
+        let Away { host, deputy, image, stopping, looked } = *away;
+        let taken = deputy.thread_signals(&tids).and_then(|(tracee, signals)| {
+            // The guest gets them whatever becomes of the deputy.
+            for (tid, info) in signals {
+                let tid = (tid != self.args.pid).then_some(tid);
+                let _ = host.tell(&ToHost::Signal { tid, info: info.to_vec() });
+            }
+            Deputy::park_again(tracee, &image)
+        });
+        match taken {
+            Ok(deputy) => {
+                self.place = Place::Away(Box::new(Away { host, deputy, image, stopping, looked }));
+                Ok(false)
+            }
+            Err(error) => {
+                tracing::error!(pid = self.args.pid, %error, "the deputy cannot be handled");
+                host.kill_guest();
+                host.link.close();
+                self.gone("exited", "the deputy is gone");
+                Ok(true)
+            }
+        }
     }
 
     fn deputy_died(&mut self, detail: &str) -> bool {

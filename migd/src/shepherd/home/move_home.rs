@@ -27,7 +27,7 @@ impl Home {
         deadline: Instant,
     ) -> (Place, Result<MoveFigures, MoveError>) {
         let epoch = self.next_epoch();
-        let Away { host, deputy, image, stopping } = *away;
+        let Away { host, deputy, image, stopping, looked } = *away;
         let hold = self.view.as_ref().map(|view| view.hold());
         let mut parties = Homewards {
             id,
@@ -56,7 +56,7 @@ impl Home {
                 (Place::Home, Ok(figures.unwrap_or_default()))
             }
             (_, Some(deputy)) => {
-                let place = Place::Away(Box::new(Away { host, deputy, image, stopping }));
+                let place = Place::Away(Box::new(Away { host, deputy, image, stopping, looked }));
                 match (why, figures) {
                     (None, Some(figures)) if dry_run => (place, Ok(figures)),
                     (why, _) => {

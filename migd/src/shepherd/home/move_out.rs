@@ -56,7 +56,13 @@ impl Home {
         let place = match (outcome, deputy, image) {
             (Outcome::Moved, Some(deputy), Some(image)) => {
                 return (
-                    Place::Away(Box::new(Away { host, deputy, image, stopping: None })),
+                    Place::Away(Box::new(Away {
+                        host,
+                        deputy,
+                        image,
+                        stopping: None,
+                        looked: Instant::now(),
+                    })),
                     Ok(figures.unwrap_or_default()),
                 );
             }
