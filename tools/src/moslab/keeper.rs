@@ -25,7 +25,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a node's daemon may take to answer and to see the others.
@@ -52,6 +52,7 @@ pub struct Options {
 struct Running {
     outer: Child,
     orders: ChildStdin,
+    said: BufReader<ChildStdout>,
 }
 
 struct Keeper {
@@ -222,7 +223,7 @@ impl Keeper {
         let mut said = BufReader::new(said);
         let result = self.lead_in(index, &config, &mut orders, &mut said);
         // Kept in any case, so that a failure half-way leaves no process behind.
-        self.running[index] = Some(Running { outer, orders });
+        self.running[index] = Some(Running { outer, orders, said });
         result.with_context(|| {
             format!("{} did not start: {}", config.name, daemon::tail(&config.log).trim())
         })?;
@@ -357,7 +358,7 @@ impl Keeper {
     }
 
     fn kill_node(&mut self, index: usize) -> Result<()> {
-        if let Some(Running { mut outer, orders }) = self.running[index].take() {
+        if let Some(Running { mut outer, orders, .. }) = self.running[index].take() {
             if let Some(init) = self.state.nodes[index].init {
                 sweep::kill(init);
             }
@@ -395,6 +396,8 @@ impl Keeper {
         if daemon_only {
             let Some(running) = self.running[index].as_mut() else { bail!("the node is down") };
             writeln!(running.orders, "restart-daemon").context("the node's init takes no orders")?;
+            // Or the old one would answer what is asked next.
+            expect(&mut running.said, "restarted")?;
         } else {
             self.kill_node(index)?;
             self.start_node(index)?;

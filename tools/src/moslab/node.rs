@@ -153,6 +153,7 @@ impl Node {
                 Some("restart-daemon") => {
                     self.stop_daemon();
                     self.start_daemon(&children)?;
+                    tell("restarted")?;
                 }
                 Some(other) => self.note(&format!("an order that is not known: {other:?}")),
             }
