@@ -1,7 +1,10 @@
 //! Whom a process knows and who it is: relatives, tracers, namespaces, threads.
 
 use super::Blocker;
-use crate::proc::{self, status::Status};
+use crate::proc::{
+    self,
+    status::{Stat, Status},
+};
 use crate::sys::kcmp::{self, Shared};
 use std::fs;
 use std::time::Duration;
@@ -22,10 +25,19 @@ pub fn not_a_program(pid: i32, status: &Status) -> Option<Blocker> {
         }
         'Z' => format!("process {pid} has ended and waits for its parent (a zombie)"),
         'X' => format!("process {pid} has ended"),
-        _ if status.line("VmSize").is_none() => format!("process {pid} is a thread of the kernel"),
-        _ => return None,
+        _ if status.line("VmSize").is_some() => return None,
+        _ if is_kernel_thread(pid) => format!("process {pid} is a thread of the kernel"),
+        // Its memory goes first, and its state is "running" to the last (exit_mm in kernel/exit.c).
+        _ => format!("process {pid} has ended"),
     };
     Some(Blocker { kind: "kernel", what })
+}
+
+/// From the flags in `stat`: what has no memory is of the kernel, or ends at this moment.
+fn is_kernel_thread(pid: i32) -> bool {
+    /// include/linux/sched.h; the same since Linux 2.6.27.
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    Stat::read(pid).ok().and_then(|stat| stat.number(9)).is_some_and(|flags| flags & PF_KTHREAD != 0)
 }
 
 /// Children, and what is shared with other processes.
