@@ -55,6 +55,14 @@ pub struct Inventory {
     pub blockers: Vec<Blocker>,
 }
 
+impl Inventory {
+    /// Of what is no program, or none any more.
+    fn of_nothing(why: Blocker) -> Inventory {
+        let files = FilesImage::default();
+        Inventory { bytes: 0, vmas: Vec::new(), files, threads: 0, blockers: vec![why] }
+    }
+}
+
 /// Why a process could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
@@ -84,12 +92,10 @@ impl InventoryError {
 pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
     let io = |error| InventoryError::from_io(pid, error);
     let status = Status::read(pid).map_err(io)?;
-    let mut blockers = Vec::new();
     if let Some(whole) = tree::not_a_program(pid, &status) {
-        blockers.push(whole);
-        let files = FilesImage::default();
-        return Ok(Inventory { bytes: 0, vmas: Vec::new(), files, threads: 0, blockers });
+        return Ok(Inventory::of_nothing(whole));
     }
+    let mut blockers = Vec::new();
     let vmas = mappings::read(pid).map_err(io)?;
     let files = files::read(pid).map_err(io)?;
     tree::relatives(pid, &status, &mut blockers);
@@ -102,6 +108,11 @@ pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
     if rules == Rules::Standalone {
         locks::through_files(pid, &files, &mut blockers);
         working_directory(proc::link(pid, "cwd").ok().as_deref(), pid, &mut blockers);
+    }
+    // A process that ended meanwhile has no memory and no descriptor table, like every thread of the
+    // kernel: kcmp(2) calls that shared, and what was found says nothing.
+    if let Some(whole) = tree::not_a_program(pid, &Status::read(pid).map_err(io)?) {
+        return Ok(Inventory::of_nothing(whole));
     }
     let bytes = mappings::occupied_bytes(pid, &vmas);
     let threads = status.decimal("Threads").unwrap_or(1) as usize;
