@@ -34,6 +34,8 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 const SPREAD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long all jobs together may take.
 const JOBS_PATIENCE: Duration = Duration::from_secs(240);
+/// How often the job is moved by hand until it has been the hand that moved it.
+const TRIES_BY_HAND: u32 = 5;
 
 /// Options of `moslab demo`.
 #[derive(Debug, clap::Args)]
@@ -263,12 +265,20 @@ impl Demo {
         self.story.tell("    the balancer has not used every node");
     }
 
+    /// To a node where it is not. Between the look and the order the balancer may have moved it to that
+    /// very node, and there is nothing left to do: then to another.
     fn move_by_hand(&mut self, watch: &Watch) {
-        let seen = watch.look_now(self.init);
-        let here = seen.job(BY_HAND).map(|process| process.node.clone()).unwrap_or_default();
-        let target = self.nodes.iter().skip(1).find(|node| **node != here).cloned();
-        if let Some(target) = target {
-            self.must(&format!("migrate job:{BY_HAND} {target}"));
+        for _ in 0..TRIES_BY_HAND {
+            let seen = watch.look_now(self.init);
+            let here = seen.job(BY_HAND).map(|process| process.node.clone()).unwrap_or_default();
+            let target = self.nodes.iter().skip(1).find(|node| **node != here).cloned();
+            let Some(target) = target else { return };
+            if !self.must(&format!("migrate job:{BY_HAND} {target}")) {
+                return;
+            }
+            if watch.look_now(self.init).moved_by_hand(BY_HAND) {
+                return;
+            }
         }
     }
 

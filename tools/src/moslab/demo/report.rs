@@ -76,7 +76,7 @@ pub fn promises(seen: &Seen, nodes: &[String], pinned_on: &str) -> Vec<String> {
             failures.push(format!("the balancer has sent nothing to {node}"));
         }
     }
-    if !seen.moves(BY_HAND).iter().any(|m| m.cause == "user") {
+    if !seen.moved_by_hand(BY_HAND) {
         failures.push(format!("job {BY_HAND} was not moved by hand"));
     }
     if seen.visited(PINNED).last().map(String::as_str) != Some(pinned_on) {

@@ -32,6 +32,11 @@ impl Seen {
         self.migrations.values().filter(|m| m.pid == process.pid && m.phase == "done").collect()
     }
 
+    /// Whether somebody has moved the job with `migrate`.
+    pub fn moved_by_hand(&self, job: &str) -> bool {
+        self.moves(job).iter().any(|m| m.cause == "user")
+    }
+
     /// Where a job has been, home first.
     pub fn visited(&self, job: &str) -> Vec<String> {
         let Some(process) = self.job(job) else { return Vec::new() };
