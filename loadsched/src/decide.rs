@@ -181,14 +181,22 @@ fn not_now(cluster: &Cluster, settings: &Settings, costs: &Costs, process: &Proc
     if process.age_ms < settings.min_age_ms {
         return Some(format!("it is younger than {} ms", settings.min_age_ms));
     }
-    if process.resident_ms.is_some_and(|ms| ms < settings.min_residency_ms) {
-        return Some(format!("it has moved less than {} ms ago", settings.min_residency_ms));
+    if let Some(wanted) = residency_left(settings, process) {
+        let freeze = process.last_freeze_ms;
+        return Some(format!("it has moved less than {wanted} ms ago, which froze it for {freeze} ms"));
     }
     if process.demand < settings.min_demand {
         return Some("it hardly runs".into());
     }
     (costs.fills[process.node].leaving >= settings.max_departures)
         .then(|| format!("{} others are leaving {} just now", settings.max_departures, node.name))
+}
+
+/// How long it has to stay after its last move, ms, if that time is not over.
+fn residency_left(settings: &Settings, process: &Process) -> Option<u64> {
+    let earned = process.last_freeze_ms.saturating_mul(settings.residency_factor);
+    let wanted = settings.min_residency_ms.max(earned);
+    process.resident_ms.filter(|&ms| ms < wanted).map(|_| wanted)
 }
 
 /// A node short of memory sends away the smallest process that clears the deficit, or else the largest.
@@ -271,6 +279,7 @@ mod tests {
             cpu_ms: 3000,
             age_ms: 10_000,
             resident_ms: None,
+            last_freeze_ms: 0,
             held: None,
             allowed: Vec::new(),
         }
@@ -357,7 +366,9 @@ mod tests {
         cluster.processes[0].held = Some("it is pinned".into());
         assert_eq!(reason(&cluster), "it is pinned");
         cluster.processes[0] = Process { resident_ms: Some(100), ..process(1) };
-        assert!(reason(&cluster).contains("moved less than"));
+        assert!(reason(&cluster).contains("moved less than 3000 ms"));
+        cluster.processes[0] = Process { resident_ms: Some(5000), last_freeze_ms: 800, ..process(1) };
+        assert!(reason(&cluster).contains("moved less than 8000 ms"), "a dear move has to pay first");
         cluster.processes[0] = Process { demand: 0.1, ..process(1) };
         assert!(reason(&cluster).contains("hardly runs"));
         cluster.processes[0] = Process { allowed: vec![0], ..process(1) };

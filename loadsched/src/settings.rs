@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 pub struct Settings {
     /// A process stays where it is for at least so long after a move, ms.
     pub min_residency_ms: u64,
+    /// And for at least so many times what that move froze it, so that moving never takes more than this
+    /// part of its time, however the load sways.
+    pub residency_factor: u64,
     /// Younger processes are not looked at, ms: most end at once.
     pub min_age_ms: u64,
     /// A move must bring the marginal cost down to this part of what it is.
@@ -38,6 +41,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             min_residency_ms: 3000,
+            residency_factor: 10,
             min_age_ms: 1000,
             hysteresis: 0.5,
             gain_factor: 2.0,
@@ -74,6 +78,7 @@ impl Settings {
     pub fn show(&self) -> BTreeMap<String, String> {
         let pairs = [
             ("min_residency_ms", self.min_residency_ms.to_string()),
+            ("residency_factor", self.residency_factor.to_string()),
             ("min_age_ms", self.min_age_ms.to_string()),
             ("hysteresis", self.hysteresis.to_string()),
             ("gain_factor", self.gain_factor.to_string()),
@@ -93,6 +98,7 @@ impl Settings {
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingsError> {
         match key {
             "min_residency_ms" => self.min_residency_ms = whole(value)?,
+            "residency_factor" => self.residency_factor = whole(value)?,
             "min_age_ms" => self.min_age_ms = whole(value)?,
             "hysteresis" => self.hysteresis = between(value, 0.01, 1.0, "between 0.01 and 1")?,
             "gain_factor" => self.gain_factor = between(value, 0.0, 1e6, "0 or more")?,

@@ -42,6 +42,8 @@ pub struct Process {
     pub age_ms: u64,
     /// Since it last moved, ms; absent: it never has.
     pub resident_ms: Option<u64>,
+    /// How long that move froze it, ms; 0: it never has.
+    pub last_freeze_ms: u64,
     /// Why the balancer must leave it alone, if so.
     pub held: Option<String>,
     /// Nodes it may use; empty: all.

@@ -187,6 +187,7 @@ fn seen(state: &State, nodes: &[NodeInfo], process: &Process, job: &Job) -> load
         cpu_ms: process.total_cpu_ms,
         age_ms: process.age_ms,
         resident_ms: process.moved_at.map(|at| at.elapsed().as_millis() as u64),
+        last_freeze_ms: process.kept.last_freeze_ms.map_or(0, |ms| ms as u64),
         held: held(state, process, job).or_else(|| {
             (process.node == *own && state.switches.lstay)
                 .then(|| "processes of this node stay here (`mosctl nolstay` lets them go)".to_string())
