@@ -6,12 +6,12 @@
 use super::interrupt::Interrupt;
 use super::place::{self, Sink};
 use super::{FAILED, Failure, INTERRUPTED, Location, NOT_MIGRATABLE, REFUSED, USAGE, bytes};
-use crate::dump::{DumpError, Run, for_each_run, read_pipes, read_state};
-use crate::image::ProcessImage;
+use crate::dump::tree::{self, FrozenTree};
+use crate::dump::{DumpError, Run, for_each_run};
 use crate::image::stream::{Compress, Options, StreamError, StreamStats, StreamWriter};
-use crate::inventory::{self, Blocker, InventoryError, Rules};
+use crate::inventory::{self, Blocker, Inventory, InventoryError, Rules};
 use crate::sys::ptrace::{self, Stop};
-use crate::tracee::{Recovered, Tracee, TraceeError, recover};
+use crate::tracee::{Recovered, TraceeError, recover};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::Write;
@@ -33,7 +33,7 @@ pub struct DumpArguments {
     /// Leave the process stopped afterwards, as by SIGSTOP
     #[arg(long)]
     leave_stopped: bool,
-    /// With its descendants; a process that has some is refused, as trees are not carried yet
+    /// With all its descendants; without this, a process that has children is refused
     #[arg(long)]
     tree: bool,
     /// Compression: auto (where it pays), off, or a level of zstd
@@ -76,6 +76,7 @@ enum Error {
 #[derive(Debug, serde::Serialize)]
 struct Report {
     pid: i32,
+    processes: usize,
     to: String,
     bytes: u64,
     pages: u64,
@@ -94,18 +95,21 @@ pub fn run(arguments: &DumpArguments) -> Result<(), Failure> {
         return Err(Failure::new(USAGE, "cannot save this program itself", "it would stop itself", next));
     }
     let location = Location::of(&arguments.to);
-    let found = inventory::inspect(pid, Rules::Standalone).map_err(|error| not_looked_at(pid, &error))?;
-    if !found.blockers.is_empty() {
-        return Err(blocked(pid, &found.blockers));
+    let found = look(arguments).map_err(|error| not_looked_at(pid, &error))?;
+    let blockers = blockers_of(pid, &found);
+    if !blockers.is_empty() {
+        return Err(blocked(pid, &blockers));
     }
     let interrupt = Interrupt::hold()
         .map_err(|errno| Failure::new(FAILED, "cannot hold signals back", errno, "try again"))?;
     let interrupt = Rc::new(interrupt);
     let sink = Sink::create(&location, &interrupt)?;
     let frozen = Instant::now();
-    let stats = save(arguments, sink, &interrupt).map_err(|error| failure(pid, &error))?;
+    let (stats, processes) =
+        save(arguments, &found, sink, &interrupt).map_err(|error| failure(pid, &error))?;
     let report = Report {
         pid,
+        processes,
         to: arguments.to.display().to_string(),
         bytes: stats.raw_bytes,
         pages: stats.pages,
@@ -131,78 +135,107 @@ fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-fn save(arguments: &DumpArguments, sink: Sink, interrupt: &Interrupt) -> Result<StreamStats, Error> {
-    // A stub without a tracer was left by a program like this one that was killed.
-    if recover(arguments.pid)? == Recovered::Parked {
-        let what = "it stands for a guest that runs on another node".to_string();
-        return Err(Error::Blocked(vec![Blocker { kind: "kernel", what }]));
+/// The process, and with `--tree` its descendants.
+fn look(arguments: &DumpArguments) -> Result<Vec<(i32, Inventory)>, InventoryError> {
+    match arguments.tree {
+        true => inventory::inspect_tree(arguments.pid),
+        false => Ok(vec![(arguments.pid, inventory::inspect(arguments.pid, Rules::Standalone)?)]),
     }
-    let mut tracee = Tracee::freeze(arguments.pid)?;
-    let written = write(&mut tracee, arguments, sink, interrupt);
-    match written {
+}
+
+/// Of all of them; of a descendant with its PID.
+fn blockers_of(root: i32, found: &[(i32, Inventory)]) -> Vec<Blocker> {
+    let of_one = |(pid, inventory): &(i32, Inventory)| {
+        let name = if *pid == root { String::new() } else { format!("process {pid}: ") };
+        let named =
+            |blocker: &Blocker| Blocker { what: format!("{name}{}", blocker.what), ..blocker.clone() };
+        inventory.blockers.iter().map(named).collect::<Vec<Blocker>>()
+    };
+    found.iter().flat_map(of_one).collect()
+}
+
+fn save(
+    arguments: &DumpArguments,
+    found: &[(i32, Inventory)],
+    sink: Sink,
+    interrupt: &Interrupt,
+) -> Result<(StreamStats, usize), Error> {
+    for &(pid, _) in found {
+        // A stub without a tracer was left by a program like this one that was killed.
+        if recover(pid)? == Recovered::Parked {
+            let what = format!("process {pid} stands for a guest that runs on another node");
+            return Err(Error::Blocked(vec![Blocker { kind: "kernel", what }]));
+        }
+    }
+    let mut frozen = FrozenTree::freeze(arguments.pid)?;
+    if frozen.has_children() && !arguments.tree {
+        frozen.thaw()?;
+        let what = "it has just made a child process".to_string();
+        return Err(Error::Blocked(vec![Blocker { kind: "tree", what }]));
+    }
+    match write(&mut frozen, arguments, sink, interrupt) {
         Ok(stats) => {
-            let_go(tracee, arguments)?;
-            Ok(stats)
+            let processes = frozen.pids().len();
+            let_go(frozen, arguments)?;
+            Ok((stats, processes))
         }
         Err(error) => {
-            // It runs on whatever becomes of this; the first error is the one to tell.
-            let _ = tracee.thaw();
+            // They run on whatever becomes of this; the first error is the one to tell.
+            let _ = frozen.thaw();
             Err(if interrupt.came() { Error::Interrupted } else { error })
         }
     }
 }
 
 fn write(
-    tracee: &mut Tracee,
+    frozen: &mut FrozenTree,
     arguments: &DumpArguments,
     sink: Sink,
     interrupt: &Interrupt,
 ) -> Result<StreamStats, Error> {
-    let mut image = read_state(tracee)?;
-    read_pipes(tracee.pid(), &mut image.files)?;
-    let blockers = inventory::image_blockers(&image, Rules::Standalone);
+    let images = frozen.read()?;
+    let blockers = tree::blockers(&images);
     if !blockers.is_empty() {
         return Err(Error::Blocked(blockers));
     }
     let mut stream = StreamWriter::new(sink, Options { compress: arguments.compress })?;
-    stream.state(&image)?;
-    write_memory(tracee, &image, &mut stream, interrupt)?;
+    for image in &images {
+        stream.state(image)?;
+    }
+    for (index, (tracee, image)) in frozen.tracees().zip(&images).enumerate() {
+        if index > 0 {
+            stream.process(index)?;
+        }
+        for_each_run(tracee, &image.mm, |run| {
+            if interrupt.came() {
+                return Err(Error::Interrupted);
+            }
+            match run {
+                Run::Data { addr, bytes } => stream.data(addr, bytes)?,
+                Run::Zero { addr, len } => stream.zero(addr, len)?,
+            }
+            Ok(())
+        })?;
+    }
     let (sink, stats) = stream.finish()?;
     sink.commit()?;
     Ok(stats)
 }
 
-fn write_memory(
-    tracee: &Tracee,
-    image: &ProcessImage,
-    stream: &mut StreamWriter<Sink>,
-    interrupt: &Interrupt,
-) -> Result<(), Error> {
-    for_each_run(tracee, &image.mm, |run| {
-        if interrupt.came() {
-            return Err(Error::Interrupted);
-        }
-        match run {
-            Run::Data { addr, bytes } => stream.data(addr, bytes)?,
-            Run::Zero { addr, len } => stream.zero(addr, len)?,
-        }
-        Ok(())
-    })
-}
-
-/// The image is safe: what becomes of the process.
-fn let_go(tracee: Tracee, arguments: &DumpArguments) -> Result<(), TraceeError> {
-    let pid = Pid::from_raw(arguments.pid);
+/// The image is safe: what becomes of the processes.
+fn let_go(frozen: FrozenTree, arguments: &DumpArguments) -> Result<(), TraceeError> {
     if arguments.leave_running {
-        return tracee.thaw();
+        return frozen.thaw();
     }
     let signal = if arguments.leave_stopped { Signal::SIGSTOP } else { Signal::SIGKILL };
-    // Traced, so the number still is this process; it is delivered when the threads are let go.
-    kill(pid, signal).map_err(|errno| TraceeError::kernel("kill", arguments.pid, errno))?;
-    if arguments.leave_stopped {
-        return tracee.thaw();
+    for pid in frozen.pids() {
+        // Traced, so the number still is this process; it is delivered when the threads are let go.
+        kill(Pid::from_raw(pid), signal).map_err(|errno| TraceeError::kernel("kill", pid, errno))?;
     }
-    wait_for_end(&tracee.into_tids());
+    if arguments.leave_stopped {
+        return frozen.thaw();
+    }
+    wait_for_end(&frozen.into_tids());
     Ok(())
 }
 
@@ -225,8 +258,12 @@ fn tell(arguments: &DumpArguments, location: &Location, report: &Report) {
         serde_json::to_string(report).unwrap_or_default()
     } else {
         format!(
-            "process {} saved to {}: {} in {} pages ({} zero), image {}, frozen {:.1} ms, {}",
+            "process {}{} saved to {}: {} in {} pages ({} zero), image {}, frozen {:.1} ms, {}",
             report.pid,
+            match report.processes {
+                1 => String::new(),
+                n => format!(" and {} descendants", n - 1),
+            },
             super::printable(&report.to),
             bytes(report.bytes),
             report.pages,
@@ -260,7 +297,11 @@ fn blocked(pid: i32, blockers: &[Blocker]) -> Failure {
         exit: NOT_MIGRATABLE,
         what: format!("process {pid} cannot be saved; it was not stopped"),
         why: blockers.iter().map(Blocker::to_string).collect(),
-        next: "end what is named above, then try again".into(),
+        // Its pipes to them are named too, and are none to save when they come along.
+        next: match blockers.iter().any(|blocker| blocker.what.contains("child process")) {
+            true => "save it with them: --tree".into(),
+            false => "end what is named above, then try again".into(),
+        },
     }
 }
 

@@ -32,8 +32,8 @@ pub fn run(arguments: &InspectArguments) -> Result<(), Failure> {
 }
 
 fn image(location: &Location, as_json: bool) -> Result<(), Failure> {
-    let (image, totals) = read_whole(location)?;
-    let view = ImageView::of(&image, totals);
+    let (images, totals) = read_whole(location)?;
+    let view = ImageView::of(&images, totals);
     if as_json {
         json(&view);
     } else {
@@ -43,31 +43,29 @@ fn image(location: &Location, as_json: bool) -> Result<(), Failure> {
 }
 
 /// Reads an image to its end, so that what is shown is known to be whole.
-pub fn read_whole(location: &Location) -> Result<(ProcessImage, Totals), Failure> {
+pub fn read_whole(location: &Location) -> Result<(Vec<ProcessImage>, Totals), Failure> {
     let (input, file_bytes) = place::open(location)?;
-    read(input).map(|(image, totals)| (image, Totals { file_bytes, ..totals })).map_err(|error| {
+    read(input).map(|(images, totals)| (images, Totals { file_bytes, ..totals })).map_err(|error| {
         let next = "the image cannot be used; take another one";
         Failure::new(FAILED, format!("cannot read the image {}", location.name()), error, next)
     })
 }
 
-fn read(input: Box<dyn std::io::Read>) -> Result<(ProcessImage, Totals), StreamError> {
+fn read(input: Box<dyn std::io::Read>) -> Result<(Vec<ProcessImage>, Totals), StreamError> {
     let mut stream = StreamReader::new(input)?;
-    let mut image = None;
-    let mut totals = Totals::default();
+    let images = stream.states()?;
+    let mut totals = Totals { frames: images.len() as u64, ..Totals::default() };
     loop {
         totals.frames += 1;
         match stream.next()? {
-            Item::State(state) => image = Some(*state),
+            Item::State(_) | Item::Process(_) => {}
             Item::Data { bytes, .. } => totals.data_bytes += bytes.len() as u64,
             Item::Zero { len, .. } => totals.zero_bytes += len,
             Item::End => break,
         }
     }
     totals.memory_bytes = totals.data_bytes + totals.zero_bytes;
-    // The reader gives the state first or fails.
-    let missing = StreamError::Damaged { frame: 0, what: "there is no state in it" };
-    Ok((image.ok_or(missing)?, totals))
+    Ok((images, totals))
 }
 
 fn show_image(view: &ImageView) {
@@ -102,6 +100,16 @@ fn show_image(view: &ImageView) {
         line(&format!("  {:>8}  {:<15}  at {}", thread.tid, thread.comm, thread.instruction));
     }
     show_files(&view.files);
+    if !view.descendants.is_empty() {
+        line(&format!("descendants ({}):", view.descendants.len()));
+    }
+    for member in &view.descendants {
+        let ended = if member.ended { "  (ended)" } else { "" };
+        line(&format!(
+            "  {:>8}  {:<15}  child of {}, group {}, session {}{ended}",
+            member.pid, member.comm, member.ppid, member.pgid, member.sid
+        ));
+    }
 }
 
 fn show_files(files: &[FileView]) {

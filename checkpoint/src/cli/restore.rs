@@ -2,9 +2,9 @@
 
 use super::interrupt::Held;
 use super::{FAILED, Failure, Location, NOT_MIGRATABLE, REFUSED, json, line, place};
+use crate::dump::tree;
 use crate::image::ProcessImage;
-use crate::image::stream::{Item, StreamError, StreamReader};
-use crate::inventory::{Rules, image_blockers};
+use crate::image::stream::{StreamError, StreamReader};
 use crate::restore::RestoreError;
 use crate::restore::standalone::{Standalone, rebuild};
 use crate::sys::wait;
@@ -45,11 +45,9 @@ pub fn run(arguments: &RestoreArguments) -> Result<ExitCode, Failure> {
         Failure::new(FAILED, what, error, "the image cannot be used; take another one")
     };
     let mut stream = StreamReader::new(input).map_err(unreadable)?;
-    let image = match stream.next().map_err(unreadable)? {
-        Item::State(image) => image,
-        _ => return Err(unreadable(StreamError::Damaged { frame: 0, what: "there is no state in it" })),
-    };
-    let blockers = image_blockers(&image, Rules::Standalone);
+    let images = stream.states().map_err(unreadable)?;
+    let image = &images[0];
+    let blockers = tree::blockers(&images);
     if !blockers.is_empty() {
         return Err(Failure {
             exit: NOT_MIGRATABLE,
@@ -68,12 +66,16 @@ pub fn run(arguments: &RestoreArguments) -> Result<ExitCode, Failure> {
     };
     let signals =
         Held::hold().map_err(|errno| Failure::new(FAILED, "cannot hold signals back", errno, "try again"))?;
-    let restored = rebuild(&image, &mut stream, how).map_err(|error| failure(&image, &error))?;
-    let pid = restored.release().map_err(|error| failure(&image, &error))?;
-    tell_stopped(&image);
+    let restored = rebuild(&images, &mut stream, how).map_err(|error| failure(image, &error))?;
+    let pid = restored.release().map_err(|error| failure(image, &error))?;
+    tell_stopped(image);
     if arguments.detach {
         if arguments.json {
-            json(&serde_json::json!({ "pid": pid, "threads": image.threads.len() }));
+            json(&serde_json::json!({
+                "pid": pid,
+                "threads": image.threads.len(),
+                "processes": images.len(),
+            }));
         } else {
             line(&format!("process {pid} restored"));
         }

@@ -15,14 +15,19 @@ pub struct VerifyArguments {
 
 pub fn run(arguments: &VerifyArguments) -> Result<(), super::Failure> {
     let location = Location::of(&arguments.image);
-    let (image, totals) = inspect::read_whole(&location)?;
+    let (images, totals) = inspect::read_whole(&location)?;
     if arguments.json {
-        json(&serde_json::json!({ "pid": image.pid, "whole": true, "totals": totals }));
+        let (pid, processes) = (images[0].pid, images.len());
+        json(&serde_json::json!({ "pid": pid, "processes": processes, "whole": true, "totals": totals }));
     } else {
         line(&format!(
-            "{} is whole: process {}, {} of memory in {} frames",
+            "{} is whole: process {}{}, {} of memory in {} frames",
             location.name(),
-            image.pid,
+            images[0].pid,
+            match images.len() {
+                1 => String::new(),
+                n => format!(" and {} descendants", n - 1),
+            },
             bytes(totals.memory_bytes),
             totals.frames
         ));

@@ -41,7 +41,21 @@ pub struct ImageView {
     pub threads: Vec<ThreadView>,
     pub files: Vec<FileView>,
     pub mappings: Vec<MappingView>,
+    /// The other processes of the image.
+    pub descendants: Vec<MemberView>,
     pub totals: Totals,
+}
+
+/// A descendant, living or ended.
+#[derive(Debug, Serialize)]
+pub struct MemberView {
+    pub pid: i32,
+    pub ppid: i32,
+    pub pgid: i32,
+    pub sid: i32,
+    pub comm: String,
+    pub threads: usize,
+    pub ended: bool,
 }
 
 /// One thread.
@@ -99,7 +113,9 @@ fn text(bytes: &[u8]) -> String {
 }
 
 impl ImageView {
-    pub fn of(image: &ProcessImage, totals: Totals) -> ImageView {
+    /// Of the first of these processes, with the others in a few words.
+    pub fn of(images: &[ProcessImage], totals: Totals) -> ImageView {
+        let image = &images[0];
         let with_handler = |wanted: fn(u64) -> bool| {
             let numbered = (1u32..).zip(&image.signals.actions);
             numbered.filter(|(_, action)| wanted(action[0])).map(|(signal, _)| signal).collect()
@@ -130,8 +146,38 @@ impl ImageView {
             threads: image.threads.iter().map(ThreadView::of).collect(),
             files: files(&image.files),
             mappings: image.mm.vmas.iter().map(MappingView::of).collect(),
+            descendants: MemberView::of_all(images),
             totals,
         }
+    }
+}
+
+impl MemberView {
+    fn of_all(images: &[ProcessImage]) -> Vec<MemberView> {
+        let mut members = Vec::new();
+        for (index, image) in images.iter().enumerate() {
+            if index > 0 {
+                members.push(MemberView {
+                    pid: image.pid,
+                    ppid: image.ppid,
+                    pgid: image.pgid,
+                    sid: image.sid,
+                    comm: image.threads.first().map(|thread| text(&thread.comm)).unwrap_or_default(),
+                    threads: image.threads.len(),
+                    ended: false,
+                });
+            }
+            members.extend(image.zombies.iter().map(|zombie| MemberView {
+                pid: zombie.pid,
+                ppid: image.pid,
+                pgid: zombie.pgid,
+                sid: zombie.sid,
+                comm: String::new(),
+                threads: 0,
+                ended: true,
+            }));
+        }
+        members
     }
 }
 

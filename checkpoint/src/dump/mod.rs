@@ -8,9 +8,9 @@ mod pages;
 mod pipes;
 mod shared;
 mod timers;
+pub mod tree;
 
 pub use pages::{Run, for_each_run};
-pub use pipes::read_pipes;
 
 use crate::image::{CredsImage, FsImage, MiscImage, MmImage, ProcessImage, SignalsImage, ThreadImage};
 use crate::inventory;
@@ -59,6 +59,12 @@ pub enum DumpError {
 
 /// Reads everything but memory. Maps the stub if there is none.
 pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
+    let alone = [tracee.pid()];
+    read_state_of(tracee, &alone)
+}
+
+/// The same of a process that is carried with a family, itself among it.
+fn read_state_of(tracee: &mut Tracee, family: &[i32]) -> Result<ProcessImage, DumpError> {
     let pid = tracee.pid();
     let mut vmas =
         inventory::mappings::read(pid).map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
@@ -67,7 +73,8 @@ pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
         vmas.retain(|vma| vma.end <= at || vma.start >= at + len);
     }
     timers::settle_timerfds(pid).map_err(|source| DumpError::Proc { what: "timerfds", pid, source })?;
-    let files = inventory::files::read(pid).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
+    let files =
+        inventory::files::read(pid, family).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
     tracee.install_stub(&[])?;
     let status = status(pid)?;
     let stat = Stat::read(pid).map_err(|source| DumpError::Proc { what: "stat", pid, source })?;
@@ -83,6 +90,8 @@ pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
     Ok(ProcessImage {
         pid: status.inner_id().unwrap_or(pid),
+        ppid: 0,
+        zombies: Vec::new(),
         pgid: number(5)? as i32,
         sid: number(6)? as i32,
         mm,

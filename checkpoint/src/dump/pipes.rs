@@ -1,28 +1,15 @@
-//! Contents of the pipes that a process has with itself. They stay in the pipe.
+//! Contents of the pipes that processes have among themselves. They stay in the pipe.
 
 use super::DumpError;
 use crate::image::{FileKind, FilesImage, OpenFile, PipeImage};
 use crate::sys::fd::{pidfd_getfd, pidfd_open};
 use crate::sys::pipe;
 use nix::errno::Errno;
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Reads what is in the process' internal pipes into `files.pipes`. Only for an image that stands
-/// alone: at home a pipe simply stays.
-pub fn read_pipes(pid: i32, files: &mut FilesImage) -> Result<(), DumpError> {
-    let mut seen = BTreeSet::new();
-    let mut pipes = Vec::new();
-    for file in files.files.iter().filter(|file| file.kind == (FileKind::Pipe { internal: true })) {
-        if seen.insert(file.stat.1) {
-            pipes.push(read_pipe(pid, files, file.stat.1)?);
-        }
-    }
-    files.pipes = pipes;
-    Ok(())
-}
-
-fn read_pipe(pid: i32, files: &FilesImage, ino: u64) -> Result<PipeImage, DumpError> {
+/// Reads what is in the internal pipe `ino`, of which the process has an end; one that it can read
+/// from, if any of its family can. Only for an image that stands alone: at home a pipe simply stays.
+pub(super) fn read_pipe(pid: i32, files: &FilesImage, ino: u64) -> Result<PipeImage, DumpError> {
     let failed = |errno: Errno| DumpError::Proc { what: "a pipe", pid, source: errno.into() };
     let of_pipe = |file: &OpenFile| file.stat.1 == ino && matches!(file.kind, FileKind::Pipe { .. });
     let reads = |file: &OpenFile| file.flags as i32 & libc::O_ACCMODE != libc::O_WRONLY;

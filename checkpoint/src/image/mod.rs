@@ -9,11 +9,18 @@ use serde::{Deserialize, Serialize};
 pub mod codec;
 pub mod stream;
 
+/// Bound on the processes of one image, and on the ended children of one of them.
+pub const MAX_PROCESSES: usize = 4096;
+
 /// One process with all its threads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessImage {
     /// PID in the namespace where it was read.
     pub pid: i32,
+    /// PID of its parent, which comes before it in the image; 0: its parent is not in the image.
+    pub ppid: i32,
+    /// Children that have ended and that it has not waited for.
+    pub zombies: Vec<ZombieImage>,
     /// Process group.
     pub pgid: i32,
     /// Session.
@@ -36,6 +43,19 @@ pub struct ProcessImage {
     pub files: FilesImage,
     /// What is left.
     pub misc: MiscImage,
+}
+
+/// A child that has ended and that its parent has not waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZombieImage {
+    /// Its PID.
+    pub pid: i32,
+    /// Its process group.
+    pub pgid: i32,
+    /// Its session.
+    pub sid: i32,
+    /// How it ended: the raw status of wait(2).
+    pub status: i32,
 }
 
 /// The address space.
@@ -328,6 +348,9 @@ pub struct OpenFile {
     pub owner: (i32, i32, i32),
     /// What it is.
     pub kind: FileKind,
+    /// The same number in other processes of the image: the same open file description. 0: none of them
+    /// has it.
+    pub shared: u32,
 }
 
 /// What an open file description stands for.
@@ -347,7 +370,7 @@ pub enum FileKind {
     Tty,
     /// A pipe without a name, or a FIFO: read end, write end, or both (by `flags`).
     Pipe {
-        /// The other end is held by nobody outside this process.
+        /// The other end is held by nobody outside the image.
         internal: bool,
     },
     /// `eventfd`.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! 0..4    b"MGCK"
-//! 4       version (1)
-//! 5       kind: 0 state, 1 data, 2 zero, 3 end
+//! 4       version (2)
+//! 5       kind: 0 state, 1 data, 2 zero, 3 end, 4 process
 //! 6       flags: bit 0 = the body is zstd-compressed
 //! 7       0
 //! 8..16   sequence number, from 0
@@ -12,6 +12,8 @@
 //! 28..32  CRC32C of bytes 0..28 and of the body
 //! ```
 //!
+//! The states of all processes come first, each parent before its children. What follows is memory of
+//! the first, until a *process* frame names another one by its place (as the address).
 //! The body of *state* is the codec's, of *data* whole pages, of *zero* a length (u64), of *end* the
 //! totals. Pages of zeros inside data become *zero* frames. Little-endian throughout.
 
@@ -19,7 +21,7 @@ use super::{ProcessImage, codec};
 use std::io::{self, Read, Write};
 
 const MAGIC: &[u8; 4] = b"MGCK";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER: usize = 32;
 const COMPRESSED: u8 = 1;
 /// Largest body of a data frame, bytes.
@@ -35,6 +37,7 @@ enum Kind {
     Data = 1,
     Zero = 2,
     End = 3,
+    Process = 4,
 }
 
 /// Why a stream could not be written or read.
@@ -121,10 +124,15 @@ impl<W: Write> StreamWriter<W> {
         })
     }
 
-    /// Writes the state; comes first.
+    /// Writes the state of a process; all of them come first.
     pub fn state(&mut self, image: &ProcessImage) -> Result<(), StreamError> {
         let body = codec::encode(image)?;
         self.frame(Kind::State, 0, 0, &body)
+    }
+
+    /// What follows is memory of this process, by its place among the states.
+    pub fn process(&mut self, index: usize) -> Result<(), StreamError> {
+        self.frame(Kind::Process, 0, index as u64, &[])
     }
 
     /// Writes contents of memory: whole pages.
@@ -227,8 +235,11 @@ fn is_zero(page: &[u8]) -> bool {
 /// What comes next in a stream.
 #[derive(Debug)]
 pub enum Item<'a> {
-    /// The state; the first item, once.
+    /// The state of a process; the first items, at least one.
     State(Box<ProcessImage>),
+    /// What follows belongs to this process, by its place among the states. What comes before the first
+    /// of these belongs to the first process.
+    Process(usize),
     /// Contents.
     Data {
         /// Where.
@@ -254,6 +265,10 @@ pub struct StreamReader<R: Read> {
     body: Vec<u8>,
     plain: Vec<u8>,
     sequence: u64,
+    /// Kind, flags and address of a frame that was read to see what it is; its body is in `body`.
+    ahead: Option<(u8, u8, u64)>,
+    /// States read so far.
+    states: u64,
     raw_bytes: u64,
     ended: bool,
 }
@@ -267,6 +282,8 @@ impl<R: Read> StreamReader<R> {
             body: Vec::new(),
             plain: vec![0; CHUNK],
             sequence: 0,
+            ahead: None,
+            states: 0,
             raw_bytes: 0,
             ended: false,
         })
@@ -286,21 +303,47 @@ impl<R: Read> StreamReader<R> {
         StreamError::Damaged { frame: self.sequence, what }
     }
 
+    /// The states of all processes, at least one; what [`Self::next`] gives then is memory.
+    pub fn states(&mut self) -> Result<Vec<ProcessImage>, StreamError> {
+        let mut images = Vec::new();
+        while images.is_empty() || self.next_is_state()? {
+            match self.next()? {
+                Item::State(image) => images.push(*image),
+                _ => return Err(self.damaged("there is no state in it")),
+            }
+        }
+        Ok(images)
+    }
+
+    fn next_is_state(&mut self) -> Result<bool, StreamError> {
+        let frame = match self.ahead {
+            Some(frame) => frame,
+            None => self.read_frame()?,
+        };
+        self.ahead = Some(frame);
+        Ok(frame.0 == Kind::State as u8)
+    }
+
     /// The next item.
     #[allow(clippy::should_implement_trait)] // it lends its buffer, which an Iterator cannot
     pub fn next(&mut self) -> Result<Item<'_>, StreamError> {
         if self.ended {
             return Err(self.damaged("nothing comes after the end"));
         }
-        let (kind, flags, addr) = self.read_frame()?;
-        if (kind == 0) != (self.sequence == 0) {
-            return Err(self.damaged("the state must be the first frame, and only that"));
+        let (kind, flags, addr) = match self.ahead.take() {
+            Some(frame) => frame,
+            None => self.read_frame()?,
+        };
+        // A state follows only states, and the first frame is one.
+        if kind != 0 && self.sequence == 0 || kind == 0 && self.sequence != self.states {
+            return Err(self.damaged("the states must be the first frames, and only those"));
         }
         let item = match kind {
             0 => Kind::State,
             1 => Kind::Data,
             2 => Kind::Zero,
             3 => Kind::End,
+            4 => Kind::Process,
             _ => return Err(self.damaged("unknown kind of frame")),
         };
         if flags & !COMPRESSED != 0 || (flags != 0 && item != Kind::Data) {
@@ -308,9 +351,20 @@ impl<R: Read> StreamReader<R> {
         }
         match item {
             Kind::State => {
+                if self.states >= super::MAX_PROCESSES as u64 {
+                    return Err(self.damaged("too many processes"));
+                }
                 let image = codec::decode(&self.body)?;
                 self.sequence += 1;
+                self.states += 1;
                 Ok(Item::State(Box::new(image)))
+            }
+            Kind::Process => {
+                if addr >= self.states || !self.body.is_empty() {
+                    return Err(self.damaged("memory of a process that is not there"));
+                }
+                self.sequence += 1;
+                Ok(Item::Process(addr as usize))
             }
             Kind::Data => self.take_data(flags, addr),
             Kind::Zero => {

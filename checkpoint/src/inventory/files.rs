@@ -15,8 +15,8 @@ use std::os::unix::fs::MetadataExt;
 /// Bound on the descriptors looked at.
 const MAX_FDS: usize = 1 << 20;
 
-/// Reads the table of a process.
-pub fn read(pid: i32) -> io::Result<FilesImage> {
+/// Reads the table of a process that is carried with the `family`, itself among it.
+pub fn read(pid: i32, family: &[i32]) -> io::Result<FilesImage> {
     let mut numbers: Vec<i32> = fs::read_dir(format!("/proc/{pid}/fd"))?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .take(MAX_FDS)
@@ -41,7 +41,7 @@ pub fn read(pid: i32) -> io::Result<FilesImage> {
         });
         image.fds.push(FdImage { fd, cloexec, file: index });
     }
-    mark_internal_pipes(pid, &mut image);
+    mark_internal_pipes(pid, family, &mut image);
     Ok(image)
 }
 
@@ -55,7 +55,7 @@ fn read_one(pid: i32, fd: i32) -> Option<(bool, OpenFile)> {
     let stat = (meta.dev(), meta.ino(), meta.mode(), meta.rdev());
     let kind = classify(pid, fd, &link, &info, &meta);
     let owner = if flags & libc::O_ASYNC as u32 != 0 { (1, 0, 0) } else { (0, 0, 0) };
-    Some((cloexec, OpenFile { flags, pos: info.pos, link, stat, owner, kind }))
+    Some((cloexec, OpenFile { flags, pos: info.pos, link, stat, owner, kind, shared: 0 }))
 }
 
 fn classify(pid: i32, fd: i32, link: &[u8], info: &FdInfo, meta: &fs::Metadata) -> FileKind {
@@ -150,8 +150,8 @@ fn character_device(rdev: u64, link: &[u8]) -> FileKind {
     }
 }
 
-/// A pipe is internal if nobody else has either end; one end may be gone altogether.
-fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
+/// A pipe is internal if nobody outside the family has either end; one end may be gone altogether.
+fn mark_internal_pipes(pid: i32, family: &[i32], image: &mut FilesImage) {
     let mut ends: BTreeMap<u64, (bool, bool)> = BTreeMap::new();
     for file in image.files.iter().filter(|file| file.link.starts_with(b"pipe:")) {
         let access = file.flags as i32 & libc::O_ACCMODE;
@@ -161,7 +161,9 @@ fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
     }
     for (index, file) in image.files.iter().enumerate() {
         let Some(fd) = image.fds.iter().find(|fd| fd.file as usize == index) else { continue };
-        if ends.get(&file.stat.1).is_some_and(|&(reads, writes)| !(reads && writes))
+        // The end that is missing here may be a relative's.
+        if family.len() <= 1
+            && ends.get(&file.stat.1).is_some_and(|&(reads, writes)| !(reads && writes))
             && !other_end_is_gone(pid, fd.fd)
         {
             ends.remove(&file.stat.1);
@@ -171,7 +173,7 @@ fn mark_internal_pipes(pid: i32, image: &mut FilesImage) {
         // The usual case: nobody else's table has to be looked at.
         return;
     }
-    let outside = inodes_elsewhere(pid);
+    let outside = inodes_outside(family);
     for file in &mut image.files {
         if let FileKind::Pipe { internal } = &mut file.kind {
             *internal = ends.contains_key(&file.stat.1) && !outside.contains(&file.stat.1);
@@ -190,9 +192,9 @@ fn other_end_is_gone(pid: i32, fd: i32) -> bool {
     polled.is_err() || told.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)
 }
 
-fn inodes_elsewhere(pid: i32) -> BTreeSet<u64> {
+fn inodes_outside(family: &[i32]) -> BTreeSet<u64> {
     let mut out = BTreeSet::new();
-    for other in proc::pids().into_iter().filter(|&other| other != pid) {
+    for other in proc::pids().into_iter().filter(|other| !family.contains(other)) {
         let Ok(dir) = fs::read_dir(format!("/proc/{other}/fd")) else { continue };
         for entry in dir.flatten() {
             let Ok(link) = fs::read_link(entry.path()) else { continue };

@@ -6,8 +6,9 @@
 pub mod files;
 pub mod locks;
 pub mod mappings;
+pub mod relations;
 pub mod sockets;
-mod tree;
+pub mod tree;
 
 use crate::image::{FileKind, FilesImage, OpenFile, ProcessImage, Vma};
 use crate::proc::{self, status::Status};
@@ -88,8 +89,39 @@ impl InventoryError {
     }
 }
 
-/// Looks at a process.
+/// Looks at a process that is carried alone.
 pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
+    inspect_one(pid, rules, &[pid])
+}
+
+/// Looks at a process and all its descendants, which are to be carried together; parents come before
+/// their children. Those that end meanwhile are left out.
+pub fn inspect_tree(root: i32) -> Result<Vec<(i32, Inventory)>, InventoryError> {
+    let family = tree::descendants(root);
+    let mut found = vec![(root, inspect_one(root, Rules::Standalone, &family)?)];
+    for &pid in family.iter().filter(|&&pid| pid != root) {
+        let Ok(inventory) = inspect_one(pid, Rules::Standalone, &family) else { continue };
+        let ended = Status::read(pid).is_ok_and(|status| tree::has_ended(pid, &status));
+        if !ended {
+            found.push((pid, inventory));
+        }
+    }
+    let mut of_tree = Vec::new();
+    relations::blockers(&tree::relations(&family), &mut of_tree);
+    if let Some((_, inventory)) = found.first_mut() {
+        inventory.blockers.append(&mut of_tree);
+    }
+    if family.len() > crate::image::MAX_PROCESSES
+        && let Some((_, inventory)) = found.first_mut()
+    {
+        let what = format!("it has more than {} descendants", crate::image::MAX_PROCESSES);
+        inventory.blockers.push(Blocker { kind: "tree", what });
+    }
+    Ok(found)
+}
+
+/// Looks at one process of a family that is carried together.
+fn inspect_one(pid: i32, rules: Rules, family: &[i32]) -> Result<Inventory, InventoryError> {
     let io = |error| InventoryError::from_io(pid, error);
     let status = Status::read(pid).map_err(io)?;
     if let Some(whole) = tree::not_a_program(pid, &status) {
@@ -97,8 +129,8 @@ pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
     }
     let mut blockers = Vec::new();
     let vmas = mappings::read(pid).map_err(io)?;
-    let files = files::read(pid).map_err(io)?;
-    tree::relatives(pid, &status, &mut blockers);
+    let files = files::read(pid, family).map_err(io)?;
+    tree::relatives(pid, &status, family, &mut blockers);
     tree::surroundings(pid, &mut blockers);
     tree::threads(pid, &status, &mut blockers);
     mappings::blockers(&vmas, rules, &mut blockers);

@@ -1,6 +1,7 @@
 //! Whom a process knows and who it is: relatives, tracers, namespaces, threads.
 
 use super::Blocker;
+use super::relations::Relation;
 use crate::proc::{
     self,
     status::{Stat, Status},
@@ -40,17 +41,47 @@ fn is_kernel_thread(pid: i32) -> bool {
     Stat::read(pid).ok().and_then(|stat| stat.number(9)).is_some_and(|flags| flags & PF_KTHREAD != 0)
 }
 
-/// Children, and what is shared with other processes.
-pub fn relatives(pid: i32, status: &Status, blockers: &mut Vec<Blocker>) {
-    let children: Vec<i32> = proc::tids(pid)
-        .unwrap_or_default()
-        .into_iter()
-        .flat_map(|tid| {
-            let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
-            text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>()
-        })
-        .collect();
-    if !children.is_empty() {
+/// Whether it is a zombie or beyond, and all its threads with it.
+pub fn has_ended(pid: i32, status: &Status) -> bool {
+    matches!(status.state(), 'Z' | 'X') && proc::tids(pid).map_or(0, |tids| tids.len()) <= 1
+}
+
+/// The children of all its threads, zombies too.
+pub fn children(pid: i32) -> Vec<i32> {
+    let of_thread = |tid: i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>()
+    };
+    proc::tids(pid).unwrap_or_default().into_iter().flat_map(of_thread).collect()
+}
+
+/// Sessions and groups of these processes; those that have ended are left out.
+pub fn relations(family: &[i32]) -> Vec<Relation> {
+    let of_one = |&pid: &i32| {
+        let stat = Stat::read(pid).ok()?;
+        let number = |n| stat.number(n).map(|number| number as i32);
+        Some(Relation { pid, ppid: number(4)?, pgid: number(5)?, sid: number(6)? })
+    };
+    family.iter().filter_map(of_one).collect()
+}
+
+/// A process and its descendants, parents first; at most one more than an image may hold.
+pub fn descendants(root: i32) -> Vec<i32> {
+    let mut family = vec![root];
+    let mut at = 0;
+    while at < family.len() && family.len() <= crate::image::MAX_PROCESSES {
+        let children = children(family[at]);
+        family.extend(children.into_iter().filter(|child| !family.contains(child)).collect::<Vec<i32>>());
+        at += 1;
+    }
+    family
+}
+
+/// Children that are not of the family, and what is shared with other processes.
+pub fn relatives(pid: i32, status: &Status, family: &[i32], blockers: &mut Vec<Blocker>) {
+    let children: Vec<i32> = children(pid).into_iter().filter(|child| !family.contains(child)).collect();
+    // One that was born since the family was counted is found again when it stands still.
+    if !children.is_empty() && family.len() <= 1 {
         let list: Vec<String> = children.iter().take(5).map(i32::to_string).collect();
         let more = if children.len() > 5 { ", …" } else { "" };
         let what = format!(

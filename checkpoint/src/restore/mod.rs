@@ -6,6 +6,7 @@
 //! here. When [`Rebuild::finish`] returns, the task stands ready; [`Tracee::release`] lets it run.
 
 mod credentials;
+mod family;
 mod files;
 mod layout;
 mod mappings;

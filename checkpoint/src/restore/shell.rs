@@ -5,8 +5,7 @@
 //! a helper process.
 
 use super::RestoreError;
-use super::table::{above, lift};
-use crate::image::FilesImage;
+use super::table::lift;
 use crate::proc::status::Status;
 use crate::sys::fork::{Side, exit_now, fork};
 use crate::sys::{fd, wait};
@@ -28,13 +27,12 @@ const READY: &[u8] = b"ready";
 const ZOMBIE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Starts a child under PID `pid`; runs `setup` in it with the one descriptor number that it must
-/// leave open. Gives the child's PID as this process knows it.
+/// leave open, which is at least `base`. Gives the child's PID as this process knows it.
 pub fn spawn(
     pid: i32,
-    files: &FilesImage,
+    base: i32,
     setup: impl FnOnce(i32) -> Result<(), RestoreError>,
 ) -> Result<i32, RestoreError> {
-    let base = above(files)?;
     let (ours, theirs) =
         pipe2(OFlag::O_CLOEXEC).map_err(|errno| RestoreError::file("making a pipe", errno))?;
     match fork_as(pid)? {
@@ -68,7 +66,7 @@ fn hear(child: i32, ours: OwnedFd) -> Result<(), RestoreError> {
 }
 
 /// clone3(2) with the PID; waits a little while a zombie has it.
-fn fork_as(pid: i32) -> Result<Side, RestoreError> {
+pub(super) fn fork_as(pid: i32) -> Result<Side, RestoreError> {
     let deadline = Instant::now() + ZOMBIE_LIMIT;
     loop {
         match fork(0, Some(pid)) {
@@ -82,7 +80,7 @@ fn fork_as(pid: i32) -> Result<Side, RestoreError> {
     }
 }
 
-fn is_zombie(pid: i32) -> bool {
+pub(super) fn is_zombie(pid: i32) -> bool {
     // Its struct may be gone a moment before the number is free.
     Status::read(pid).map_or(!std::path::Path::new(&format!("/proc/{pid}")).exists(), |s| s.state() == 'Z')
 }

@@ -1,17 +1,23 @@
-//! An image restored on its own, under its own PIDs, as a child of this process.
+//! An image restored on its own, under its own PIDs, its root as a child of this process.
 //!
-//! The order: a shell with the PID and the descriptors, adopted; its threads under their TIDs; its
-//! memory from the stream; the rest of its state. Nothing of it runs before [`Restored::release`], and
-//! whatever fails before that leaves no process behind.
+//! The order: shells with the PIDs and the descriptors, each made by its parent, adopted; then one
+//! after the other its threads under their TIDs, its memory from the stream, the rest of its state.
+//! Nothing of it runs before [`Restored::release`], and whatever fails before that leaves no process
+//! behind.
 
-use super::shell::{self, taken};
+use super::family::{self, Family};
+use super::shell::{is_zombie, taken};
 use super::{FileSource, Rebuild, RebuildOptions, RestoreError, add_threads, open_inside, table};
 use crate::image::stream::{Item, StreamReader};
 use crate::image::{FileKind, MappedFile, ProcessImage};
+use crate::inventory::relations;
+use crate::proc::status::Status;
 use crate::sys::ptrace::{self, Stop};
 use crate::sys::wait;
 use crate::tracee::Tracee;
+use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::{Pid, setpgid, setsid};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{IsTerminal, Read};
 use std::os::unix::fs::MetadataExt;
@@ -29,69 +35,139 @@ pub struct Standalone {
     pub other_files: bool,
 }
 
-/// A rebuilt process that has not run yet. Dropped, it is ended.
+/// How long the end of what was killed is waited for.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// Rebuilt processes that have not run yet. Dropped, they are ended.
 pub struct Restored {
-    pid: i32,
-    tracee: Option<Tracee>,
+    /// PIDs, parents first, and who is the parent: of the root this process.
+    pids: Vec<(i32, i32)>,
+    tracees: Vec<Tracee>,
+    /// For each its PID, and whether it is to stand stopped.
+    stops: Vec<(i32, bool)>,
 }
 
-/// Rebuilds the process whose state has been read from `stream`, with the memory that follows.
+/// Rebuilds the processes whose states have been read from `stream` (parents before their children),
+/// with the memory that follows.
 pub fn rebuild<R: Read>(
-    image: &ProcessImage,
+    images: &[ProcessImage],
     stream: &mut StreamReader<R>,
     how: Standalone,
 ) -> Result<Restored, RestoreError> {
-    super::check(image)?;
-    check_standalone(image)?;
-    let pid = shell::spawn(image.pid, &image.files, |keep| {
-        table::raise_limit();
-        join_group(image, how)?;
-        table::build(&image.files, how.no_input, keep)
-    })?;
-    let mut restored = Restored { pid, tracee: None };
-    let tracee = restored.tracee.insert(Tracee::adopt(pid)?);
-    check_xstate(image, tracee)?;
-    let avoid: Vec<(u64, u64)> = image.mm.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
-    tracee.install_stub(&avoid)?;
-    add_threads(tracee, image)?;
-    let options = RebuildOptions { pdeathsig: !how.detach, ..RebuildOptions::standalone() };
-    let mut files = ByPath { any: how.other_files };
-    let mut rebuild = Rebuild::begin(tracee, image, &mut files, options)?;
-    loop {
-        match stream.next()? {
-            Item::Data { addr, bytes } => rebuild.data(addr, bytes)?,
-            Item::Zero { addr, len } => rebuild.zero(addr, len)?,
-            Item::End => break,
-            Item::State(_) => return Err(RestoreError::Unfit("the image has two states".into())),
+    check_family(images)?;
+    let mut restored = make_family(images, how)?;
+    for &(pid, _) in &restored.pids {
+        restored.tracees.push(Tracee::adopt(pid)?);
+    }
+    for (image, tracee) in images.iter().zip(&mut restored.tracees) {
+        check_xstate(image, tracee)?;
+        let avoid: Vec<(u64, u64)> = image.mm.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
+        tracee.install_stub(&avoid)?;
+        // It would have died with its parent until now.
+        let args = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
+        tracee.must(0, "PR_SET_PDEATHSIG", libc::SYS_prctl, args)?;
+    }
+    family::join_groups(images, &mut restored.tracees)?;
+    let mut next = Some(0);
+    while let Some(who) = next {
+        // The root's parent is another one now, and gone if it outlives us.
+        let pdeathsig = who > 0 || !how.detach;
+        let options = RebuildOptions { pdeathsig, ..RebuildOptions::standalone() };
+        next = fill(&images[who], &mut restored.tracees[who], stream, how, options)?;
+        let expected = (who + 1 < images.len()).then_some(who + 1);
+        if next != expected {
+            return Err(RestoreError::Unfit("the image lacks the memory of a process".into()));
         }
     }
-    rebuild.finish()?;
     Ok(restored)
 }
 
+/// The empty processes.
+fn make_family(images: &[ProcessImage], how: Standalone) -> Result<Restored, RestoreError> {
+    table::raise_limit();
+    // Whoever loses its parent on the way comes to us, and is waited for (prctl(2)).
+    set_child_subreaper(true).map_err(|errno| RestoreError::file("PR_SET_CHILD_SUBREAPER", errno))?;
+    let bases: Result<Vec<i32>, RestoreError> =
+        images.iter().map(|image| table::above(&image.files)).collect();
+    let base = bases?.into_iter().max().unwrap_or(3);
+    let shared = table::make_shared(images, base)?;
+    let join = || join_group(&images[0], how);
+    let root = Family { images, shared: &shared, base, how, join: &join }
+        .spawn(0)
+        .inspect_err(|_| reap_orphans(Instant::now() + END_LIMIT))?;
+    let us = std::process::id() as i32;
+    let parent = |image: &ProcessImage| if image.pid == root { us } else { image.ppid };
+    Ok(Restored {
+        pids: images.iter().map(|image| (image.pid, parent(image))).collect(),
+        tracees: Vec::new(),
+        stops: images.iter().map(|image| (image.pid, image.signals.stopped_by.is_some())).collect(),
+    })
+}
+
+/// Rebuilds one process from what comes; gives the place of the next one's.
+fn fill<R: Read>(
+    image: &ProcessImage,
+    tracee: &mut Tracee,
+    stream: &mut StreamReader<R>,
+    how: Standalone,
+    options: RebuildOptions,
+) -> Result<Option<usize>, RestoreError> {
+    add_threads(tracee, image)?;
+    let mut files = ByPath { any: how.other_files };
+    let mut rebuild = Rebuild::begin(tracee, image, &mut files, options)?;
+    let next = loop {
+        match stream.next()? {
+            Item::Data { addr, bytes } => rebuild.data(addr, bytes)?,
+            Item::Zero { addr, len } => rebuild.zero(addr, len)?,
+            Item::Process(next) => break Some(next),
+            Item::End => break None,
+            Item::State(_) => return Err(RestoreError::Unfit("a state among the memory".into())),
+        }
+    };
+    rebuild.finish()?;
+    Ok(next)
+}
+
 impl Restored {
-    /// Its PID.
+    /// The root's PID.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.pids[0].0
     }
 
-    /// Lets it run (or stand stopped, if it was). It is a child of this process.
+    /// Lets them run (or stand stopped, if they were). The root is a child of this process.
     pub fn release(mut self) -> Result<i32, RestoreError> {
-        if let Some(tracee) = self.tracee.take() {
+        // Children first: who waits for one finds it at work.
+        while let Some(tracee) = self.tracees.pop() {
+            let (pid, stops) = self.stops[self.tracees.len()];
             tracee.release()?;
+            if stops {
+                await_stop(pid);
+            }
         }
-        Ok(std::mem::ManuallyDrop::new(self).pid)
+        let pid = self.pid();
+        self.pids.clear();
+        let _ = set_child_subreaper(false);
+        Ok(pid)
     }
 }
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        const LIMIT: Duration = Duration::from_secs(5);
-        // Killed before it is let go: half of a program must not run.
-        let _ = wait::kill(self.pid, libc::SIGKILL);
-        let tids = self.tracee.take().map(Tracee::into_tids).unwrap_or_else(|| vec![self.pid]);
-        let deadline = Instant::now() + LIMIT;
-        // The leader last: its end is told when the other threads are reaped.
+        if self.pids.is_empty() {
+            return;
+        }
+        // Killed before they are let go: half of a program must not run. Children first, as long as
+        // their parents tell that they are ours.
+        for &(pid, parent) in self.pids.iter().rev() {
+            let status = Status::read(pid);
+            if status.is_ok_and(|status| status.decimal("PPid") == Some(parent as u64)) {
+                let _ = wait::kill(pid, libc::SIGKILL);
+            }
+        }
+        let mut tids: Vec<i32> = self.pids.iter().take(1).map(|&(pid, _)| pid).collect();
+        tids.extend(self.tracees.drain(..).flat_map(Tracee::into_tids));
+        let deadline = Instant::now() + END_LIMIT;
+        // The leaders last: their end is told when the other threads are reaped.
         for &tid in tids.iter().rev() {
             while Instant::now() < deadline {
                 match ptrace::wait(tid, false) {
@@ -100,6 +176,62 @@ impl Drop for Restored {
                 }
             }
         }
+        reap_orphans(deadline);
+    }
+}
+
+/// Its parent, which is let go after it, must find it stopped already.
+fn await_stop(pid: i32) {
+    let deadline = Instant::now() + END_LIMIT;
+    while Status::read(pid).is_ok_and(|status| status.state() != 'T') && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Takes what the killed have left to us: this program has no other children.
+fn reap_orphans(deadline: Instant) {
+    while Instant::now() < deadline {
+        match wait::any_child(libc::__WALL) {
+            Ok(Some(_)) => {}
+            Ok(None) => std::thread::sleep(Duration::from_micros(200)),
+            Err(_) => break,
+        }
+    }
+    let _ = set_child_subreaper(false);
+}
+
+/// What holds of several processes together.
+fn check_family(images: &[ProcessImage]) -> Result<(), RestoreError> {
+    let unfit = |what: &str| Err(RestoreError::Unfit(format!("the image is not consistent: {what}")));
+    let Some(root) = images.first() else { return unfit("there is no process in it") };
+    if root.ppid != 0 {
+        return unfit("its first process has a parent in it");
+    }
+    let mut ids = BTreeSet::new();
+    for (index, image) in images.iter().enumerate() {
+        super::check(image)?;
+        check_standalone(image)?;
+        if index > 0 && !images[..index].iter().any(|other| other.pid == image.ppid) {
+            return unfit("a process comes before its parent");
+        }
+        let zombies = image.zombies.iter().map(|zombie| zombie.pid);
+        let threads = image.threads.iter().skip(1).map(|thread| thread.tid);
+        for id in zombies.chain(threads).chain([image.pid]) {
+            if id <= 0 || !ids.insert(id) {
+                return unfit("two processes or threads have one number");
+            }
+        }
+        // A zombie is its last owner, perhaps, and soon gone: that is waited for.
+        let pids = image.zombies.iter().map(|zombie| zombie.pid).chain([image.pid]);
+        if let Some(id) = pids.into_iter().find(|&id| !is_zombie(id)) {
+            return Err(taken(id));
+        }
+    }
+    let mut blockers = Vec::new();
+    relations::blockers(&relations::of_images(images), &mut blockers);
+    match blockers.first() {
+        Some(blocker) => Err(RestoreError::Unfit(blocker.what.clone())),
+        None => Ok(()),
     }
 }
 

@@ -5,12 +5,13 @@
 //! from the standard streams of the program that restores, as its own child would have them.
 
 use super::{RestoreError, make_local};
-use crate::image::{FileKind, FilesImage, OpenFile, PipeImage};
+use crate::image::{FileKind, FilesImage, OpenFile, PipeImage, ProcessImage};
 use crate::sys::close_range::{close_range, place};
-use crate::sys::pipe;
+use crate::sys::{fd, pipe};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Highest descriptor number of an image.
@@ -40,12 +41,23 @@ pub fn raise_limit() {
 }
 
 /// Makes this process' table that of the image; only `keep`, which must be above it, stays open too.
-/// With `no_input` the standard input is `/dev/null` where it would be our own.
-pub fn build(files: &FilesImage, no_input: bool, keep: i32) -> Result<(), RestoreError> {
+/// `given` are files that were made before, by their place in the image ([`make_shared`]). With
+/// `no_input` the standard input is `/dev/null` where it would be our own.
+pub fn build(
+    files: &FilesImage,
+    given: &BTreeMap<usize, i32>,
+    no_input: bool,
+    keep: i32,
+) -> Result<(), RestoreError> {
+    // Above what was given as well: those numbers are in use here.
     let base = above(files)?;
     let own = own_streams(base, no_input)?;
     let mut made = Vec::with_capacity(files.files.len());
     for (index, file) in files.files.iter().enumerate() {
+        if let Some(&given) = given.get(&index) {
+            made.push(Some(given));
+            continue;
+        }
         let numbers = || files.fds.iter().filter(|fd| fd.file as usize == index).map(|fd| fd.fd);
         // A copy of a standard stream is the same as that stream.
         let stream = numbers().filter(|&number| number <= 2).max();
@@ -54,7 +66,6 @@ pub fn build(files: &FilesImage, no_input: bool, keep: i32) -> Result<(), Restor
             None => None,
         });
     }
-    open_pipes(files, base, &mut made)?;
     for fd in &files.fds {
         let from = match (is_stream(&files.files[fd.file as usize]), own.get(fd.fd as usize)) {
             (true, Some(&own)) => Some(own),
@@ -106,28 +117,48 @@ fn terminal(file: &OpenFile, number: i32) -> Result<OwnedFd, RestoreError> {
     })
 }
 
-/// Pipes that the process has with itself, filled with what was in them.
-fn open_pipes(files: &FilesImage, base: i32, made: &mut [Option<i32>]) -> Result<(), RestoreError> {
-    for pipe in &files.pipes {
-        let (reading, writing) = filled(pipe)?;
+/// Files that were made before the processes that inherit them.
+pub struct SharedFiles {
+    /// For each process of the image: by the file's place in its table, the number.
+    pub given: Vec<BTreeMap<usize, i32>>,
+    /// Closes them here.
+    _own: Vec<OwnedFd>,
+}
+
+/// Makes, at numbers of at least `base`, what several processes of the image have (open file
+/// descriptions, the two ends of pipes), and all other pipes within it, filled with what was in them.
+pub fn make_shared(images: &[ProcessImage], base: i32) -> Result<SharedFiles, RestoreError> {
+    let mut shared = SharedFiles { given: vec![BTreeMap::new(); images.len()], _own: Vec::new() };
+    let mut pipes = BTreeMap::new();
+    for pipe in images.iter().flat_map(|image| &image.files.pipes) {
         // The first of each end is the pipe itself.
-        let mut fresh = [true; 2];
-        for (file, made) in files.files.iter().zip(made.iter_mut()) {
-            if file.kind == (FileKind::Pipe { internal: true }) && file.stat.1 == pipe.ino {
-                let writes = file.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY;
-                let end = if writes { &writing } else { &reading };
-                let fresh = std::mem::replace(&mut fresh[usize::from(writes)], false);
-                *made = Some(pipe_end(end.as_fd(), file.flags as i32, fresh, base)?);
+        pipes.insert(pipe.ino, (filled(pipe)?, [true; 2]));
+    }
+    let mut known: BTreeMap<u32, i32> = BTreeMap::new();
+    for (who, image) in images.iter().enumerate() {
+        for (index, file) in image.files.files.iter().enumerate() {
+            let number = match &file.kind {
+                _ if file.shared != 0 && known.contains_key(&file.shared) => known[&file.shared],
+                FileKind::Pipe { internal: true } => {
+                    let lacks = || RestoreError::Unfit("the image lacks the contents of a pipe".into());
+                    let ((reading, writing), fresh) = pipes.get_mut(&file.stat.1).ok_or_else(lacks)?;
+                    let writes = file.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY;
+                    let end = if writes { writing } else { reading };
+                    let fresh = std::mem::replace(&mut fresh[usize::from(writes)], false);
+                    pipe_end(end.as_fd(), file.flags as i32, fresh, base)?
+                }
+                // Made by each: the kernel knows its targets by their numbers in one table.
+                FileKind::Epoll { .. } => continue,
+                _ if file.shared != 0 && !is_stream(file) => lift(make_local(file)?.as_fd(), base)?,
+                _ => continue,
+            };
+            if file.shared == 0 || known.insert(file.shared, number).is_none() {
+                shared._own.push(fd::own(number));
             }
+            shared.given[who].insert(index, number);
         }
     }
-    let missing = |(file, made): (&OpenFile, &Option<i32>)| {
-        file.kind == (FileKind::Pipe { internal: true }) && made.is_none()
-    };
-    if files.files.iter().zip(made.iter()).any(missing) {
-        return Err(RestoreError::Unfit("the image lacks the contents of a pipe".into()));
-    }
-    Ok(())
+    Ok(shared)
 }
 
 /// A descriptor of a pipe's end, with the flags that it had.

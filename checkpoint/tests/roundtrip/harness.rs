@@ -18,15 +18,28 @@ pub const PROGRAMS: &str = "/usr/bin:/bin";
 pub fn can_run(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        let line = format!("skipped {test}: needs root (PIDs of one's choice, ptrace)\n");
-        eprint!("{line}");
-        if let Some(path) = std::env::var_os("SYSTEST_SKIPS")
-            && let Ok(mut file) = File::options().create(true).append(true).open(path)
-        {
-            let _ = std::io::Write::write_all(&mut file, line.as_bytes());
-        }
+        skip(test, "needs root (PIDs of one's choice, ptrace)");
     }
     root
+}
+
+/// Whether a program is there; records that a test did not run otherwise.
+pub fn installed(test: &str, program: &str) -> bool {
+    let found = PROGRAMS.split(':').any(|dir| Path::new(dir).join(program).exists());
+    if !found {
+        skip(test, &format!("{program} is not installed"));
+    }
+    found
+}
+
+fn skip(test: &str, why: &str) {
+    let line = format!("skipped {test}: {why}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("SYSTEST_SKIPS")
+        && let Ok(mut file) = File::options().create(true).append(true).open(path)
+    {
+        let _ = std::io::Write::write_all(&mut file, line.as_bytes());
+    }
 }
 
 pub fn migckpt() -> Command {
@@ -110,7 +123,15 @@ impl Case {
         // The programs themselves: a shim of a version manager is a shell script with children.
         command.env("PATH", PROGRAMS).current_dir(self.dir.path()).stdin(Stdio::null());
         command.stdout(out.try_clone().expect("a copy")).stderr(out);
-        Running(command.spawn().expect("starts"))
+        let running = Running(command.spawn().expect("starts"));
+        // Until the program itself has taken over, what is open is what we were started with.
+        let exe = format!("/proc/{}/exe", running.pid());
+        let deadline = Instant::now() + LIMIT;
+        let other = Path::new(program) != victim();
+        while other && fs::read_link(&exe).is_ok_and(|exe| exe == victim()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        running
     }
 
     /// Saves it to `img`; it ends by that.

@@ -4,4 +4,5 @@
 mod harness;
 mod programs;
 mod refusals;
+mod trees;
 mod victims;

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 fn image() -> ProcessImage {
     ProcessImage {
         pid: 7,
+        ppid: 0,
+        zombies: Vec::new(),
         pgid: 7,
         sid: 1,
         mm: MmImage {
@@ -64,6 +66,7 @@ fn read(bytes: &[u8], length: usize) -> Result<Vec<u8>, StreamError> {
     loop {
         match reader.next()? {
             Item::State(found) => assert_eq!(*found, image()),
+            Item::Process(who) => assert_eq!(who, 0),
             Item::Data { addr, bytes } => {
                 let at = addr as usize - 0x10_0000;
                 memory[at..at + bytes.len()].copy_from_slice(bytes);
@@ -132,4 +135,53 @@ proptest! {
         let _ = read(&with_magic, 0);
         let _ = read(&bytes, 0);
     }
+}
+
+#[test]
+fn several_processes() {
+    let child = ProcessImage { pid: 8, ppid: 7, ..image() };
+    let mut writer = StreamWriter::new(Vec::new(), Options::default()).expect("starts");
+    writer.state(&image()).expect("state");
+    writer.state(&child).expect("state");
+    writer.data(0x10_0000, &[1; 4096]).expect("data");
+    writer.process(1).expect("process");
+    writer.data(0x10_0000, &[2; 4096]).expect("data");
+    let (bytes, _) = writer.finish().expect("ends");
+    let mut reader = StreamReader::new(&bytes[..]).expect("starts");
+    assert_eq!(reader.states().expect("states"), [image(), child]);
+    let mut found = Vec::new();
+    loop {
+        match reader.next().expect("an item") {
+            Item::Process(who) => found.push((who, 0)),
+            Item::Data { bytes, .. } => found.push((9, bytes[0])),
+            Item::End => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(found, [(9, 1), (1, 0), (9, 2)]);
+}
+
+#[test]
+fn processes_in_disorder() {
+    let refused = |write: &dyn Fn(&mut StreamWriter<Vec<u8>>)| {
+        let mut writer = StreamWriter::new(Vec::new(), Options::default()).expect("starts");
+        write(&mut writer);
+        let (bytes, _) = writer.finish().expect("ends");
+        let mut reader = StreamReader::new(&bytes[..]).expect("starts");
+        let result = reader.states().and_then(|_| {
+            while !matches!(reader.next()?, Item::End) {}
+            Ok(())
+        });
+        matches!(result, Err(StreamError::Damaged { .. }))
+    };
+    assert!(refused(&|writer| writer.process(0).expect("written")), "memory before a state");
+    assert!(refused(&|writer| {
+        writer.state(&image()).expect("written");
+        writer.process(1).expect("written");
+    }));
+    assert!(refused(&|writer| {
+        writer.state(&image()).expect("written");
+        writer.zero(0x1000, 4096).expect("written");
+        writer.state(&image()).expect("written");
+    }));
 }

@@ -137,6 +137,7 @@ mod tests {
             stat: (1, 2, libc::S_IFREG | 0o600, 0),
             owner: (0, 0, 0),
             kind: FileKind::Foreign { handle: 1 },
+            shared: 0,
         };
         let flags = flags_of(&file);
         assert!(flags.contains(OFlag::O_WRONLY | OFlag::O_APPEND));

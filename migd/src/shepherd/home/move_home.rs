@@ -224,7 +224,9 @@ impl Home {
                 Item::Data { addr, bytes } => rebuild.data(addr, bytes).map_err(MoveError::failed)?,
                 Item::Zero { addr, len } => rebuild.zero(addr, len).map_err(MoveError::failed)?,
                 Item::End => break,
-                Item::State(_) => return Err(MoveError::Failed("the image has two states".into())),
+                Item::State(_) | Item::Process(_) => {
+                    return Err(MoveError::Failed("the image has several processes".into()));
+                }
             }
         }
         rebuild.queue_after(queued);

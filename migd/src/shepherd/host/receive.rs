@@ -145,7 +145,7 @@ impl Host {
                 Item::Data { addr, bytes } => rebuild.data(addr, bytes).context("placing memory")?,
                 Item::Zero { addr, len } => rebuild.zero(addr, len).context("placing memory")?,
                 Item::End => break,
-                Item::State(_) => bail!("the image has two states"),
+                Item::State(_) | Item::Process(_) => bail!("the image has several processes"),
             }
         }
         let listener = supervisor::install(rebuild.tracee(), image.pid).context("installing the filter")?;
