@@ -4,5 +4,6 @@
 mod harness;
 mod programs;
 mod refusals;
+mod traceless;
 mod trees;
 mod victims;
