@@ -34,6 +34,12 @@ impl FrozenTree {
                 if members.len() + members[at].zombies.len() >= MAX_PROCESSES {
                     return Err(TraceeError::Unfit { pid: root, what: "it has too many descendants" });
                 }
+                if child == std::process::id() as i32 {
+                    return Err(TraceeError::Unfit {
+                        pid: root,
+                        what: "it has this program as a descendant",
+                    });
+                }
                 match living(child)? {
                     Some(tracee) => members.push(Member { tracee, ppid: parent, zombies: Vec::new() }),
                     None => members[at].zombies.extend(zombie(child)),

@@ -111,6 +111,12 @@ pub fn inspect_tree(root: i32) -> Result<Vec<(i32, Inventory)>, InventoryError> 
     if let Some((_, inventory)) = found.first_mut() {
         inventory.blockers.append(&mut of_tree);
     }
+    if family.contains(&(std::process::id() as i32))
+        && let Some((_, inventory)) = found.first_mut()
+    {
+        let what = "this program is one of its descendants, and would stop itself".to_string();
+        inventory.blockers.push(Blocker { kind: "tree", what });
+    }
     if family.len() > crate::image::MAX_PROCESSES
         && let Some((_, inventory)) = found.first_mut()
     {

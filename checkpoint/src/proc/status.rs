@@ -9,7 +9,12 @@ pub struct Status(String);
 impl Status {
     /// Reads it for a process or a thread.
     pub fn read(pid: i32) -> io::Result<Status> {
-        Ok(Status(String::from_utf8_lossy(&read(pid, "status")?).into_owned()))
+        Ok(Status::parse(&read(pid, "status")?))
+    }
+
+    /// From the file's bytes.
+    pub fn parse(bytes: &[u8]) -> Status {
+        Status(String::from_utf8_lossy(bytes).into_owned())
     }
 
     /// The rest of the line that begins with `key:`, trimmed.
@@ -53,7 +58,8 @@ impl Stat {
         Ok(Stat::parse(&String::from_utf8_lossy(&read(pid, "stat")?)))
     }
 
-    fn parse(text: &str) -> Stat {
+    /// From the file's text.
+    pub fn parse(text: &str) -> Stat {
         // The name may contain anything, also `) `.
         let tail = text.rsplit_once(')').map_or("", |(_, tail)| tail);
         Stat(tail.split_ascii_whitespace().map(str::to_string).collect())

@@ -1,6 +1,6 @@
 //! Processes with their descendants.
 
-use super::harness::{Case, can_run, exists, installed, run};
+use super::harness::{Case, can_run, exists, installed, migckpt, run};
 use super::programs::same_output_with;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -225,6 +225,22 @@ fn a_failure_leaves_none_of_a_tree() {
     fs::write(case.path("restored"), "").expect("written");
     assert!(restored.end().success(), "{}", case.output());
     assert_eq!(case.output(), "as it was\n");
+}
+
+#[test]
+fn whoever_would_stop_itself_is_refused() {
+    if !can_run("a tree around migckpt") {
+        return;
+    }
+    let case = Case::new();
+    let script = format!("{} dump $$ --tree --to img; echo $?", migckpt().get_program().display());
+    let mut running = case.start("sh", &["-c", &script]);
+    assert!(running.end().success());
+    assert!(
+        case.output().contains("would stop itself") && case.output().ends_with("4\n"),
+        "{}",
+        case.output()
+    );
 }
 
 #[test]
