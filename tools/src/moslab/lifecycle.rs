@@ -2,6 +2,7 @@
 
 use super::binaries::own_program;
 use super::control::{self, Order};
+use super::identity::ProcessId;
 use super::keeper::Options;
 use super::place::{self, MAX_NODES, Place};
 use super::state::LabState;
@@ -207,18 +208,19 @@ pub fn down(place: &Place) -> Result<bool> {
     if !sweep::anything_left(place) {
         return Ok(false);
     }
-    if LabState::of_running(place).is_ok() {
+    if let Ok(state) = LabState::of_running(place) {
         // If it does not answer, the sweep kills it and does its work.
         let _ = control::order(place, &Order::Down);
-        await_end(place);
+        await_end(state.keeper);
     }
     sweep::sweep_locked(place)?;
     Ok(true)
 }
 
-fn await_end(place: &Place) {
+/// The state goes before its keeper does, which is the last of a lab.
+fn await_end(keeper: ProcessId) {
     for _ in 0..1000 {
-        if !matches!(LabState::load(place), Ok(Some(state)) if state.keeper.alive()) {
+        if !keeper.alive() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
