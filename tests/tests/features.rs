@@ -32,7 +32,6 @@ const LOCKS: &str = "checkpoint/src/inventory/locks.rs";
 const MAPPINGS: &str = "checkpoint/src/inventory/mappings.rs";
 const INVENTORY: &str = "checkpoint/src/inventory/mod.rs";
 const TREE: &str = "checkpoint/src/inventory/tree.rs";
-const REAL: Cell = Yes(PROGRAMS, "real_programs_write_what_they_write_unmoved");
 
 const CHILDREN: Cell = Refused(TREE, "only a process without children moves");
 
@@ -51,7 +50,7 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         Refused(MAPPINGS, "it shares anonymous memory with process"),
         "",
     ),
-    ("private file mappings with copied pages", Yes(VICTIMS, "memory"), REAL, ""),
+    ("private file mappings with copied pages", Yes(VICTIMS, "memory"), Yes(PROGRAMS, "rustc"), ""),
     ("guard pages, PROT_NONE, advice, names", Yes(VICTIMS, "memory"), Same, ""),
     (
         "shared writable file mappings",
@@ -91,14 +90,14 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "",
     ),
     ("io_uring", Refused(MAPPINGS, "a kernel object"), Refused(MAPPINGS, "a kernel object"), ""),
-    ("threads, their names and TIDs", Yes(VICTIMS, "threads"), REAL, ""),
+    ("threads, their names and TIDs", Yes(VICTIMS, "threads"), Yes(PROGRAMS, "java"), ""),
     (
         "registers: general, x87, SSE, AVX, AVX-512",
         Yes(VICTIMS, "threads"),
         Same,
         "another node must have the same extended state",
     ),
-    ("rseq, robust mutexes, futexes with waiters", Yes(VICTIMS, "threads"), REAL, ""),
+    ("rseq, robust mutexes, futexes with waiters", Yes(VICTIMS, "threads"), Yes(PROGRAMS, "java"), ""),
     (
         "signal actions, masks, pending signals with siginfo",
         Yes(VICTIMS, "signals"),
@@ -122,7 +121,7 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     (
         "regular files, positions, O_APPEND, directories",
         Yes(VICTIMS, "files"),
-        REAL,
+        Yes(PROGRAMS, "git"),
         "with migrate they stay open at home",
     ),
     (
@@ -149,7 +148,7 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         Yes(TERMINAL, "ctrl_z_stops_and_fg_continues"),
         "",
     ),
-    ("eventfd, epoll (nested too), signalfd", Yes(VICTIMS, "files"), REAL, ""),
+    ("eventfd, epoll (nested too), signalfd", Yes(VICTIMS, "files"), Yes(PROGRAMS, "node"), ""),
     (
         "sockets",
         Refused("checkpoint/src/inventory/sockets.rs", "socket"),
