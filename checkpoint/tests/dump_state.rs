@@ -2,7 +2,7 @@
 
 mod victim;
 
-use checkpoint::dump::{DumpError, Run, for_each_run, read_state};
+use checkpoint::dump::{DumpError, Run, Waits, for_each_run, read_state};
 use checkpoint::image::{Backing, FileKind, ProcessImage};
 use checkpoint::tracee::Tracee;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use victim::Victim;
 
 fn read(pid: i32) -> ProcessImage {
     let mut tracee = Tracee::freeze(pid).expect("freezes");
-    let image = read_state(&mut tracee).expect("reads");
+    let image = read_state(&mut tracee, &mut Waits::default()).expect("reads");
     tracee.thaw().expect("thaws");
     image
 }
@@ -19,7 +19,7 @@ fn read(pid: i32) -> ProcessImage {
 /// State and all pages, by address.
 fn read_all(pid: i32) -> (ProcessImage, BTreeMap<u64, Vec<u8>>) {
     let mut tracee = Tracee::freeze(pid).expect("freezes");
-    let image = read_state(&mut tracee).expect("reads");
+    let image = read_state(&mut tracee, &mut Waits::default()).expect("reads");
     let mut pages = BTreeMap::new();
     for_each_run(&tracee, &image.mm, |run| -> Result<(), DumpError> {
         match run {
@@ -28,6 +28,7 @@ fn read_all(pid: i32) -> (ProcessImage, BTreeMap<u64, Vec<u8>>) {
                     assert!(pages.insert(at, page.to_vec()).is_none(), "given twice: {at:#x}");
                 }
             }
+            Run::Same { addr, .. } => panic!("{addr:#x} of a parent that is not looked at"),
             Run::Zero { addr, len } => {
                 for at in (addr..addr + len).step_by(4096) {
                     pages.insert(at, vec![0; 4096]);
@@ -202,7 +203,7 @@ fn reads_files() {
     assert_eq!(file(1).kind, FileKind::Pipe { internal: false });
     assert_eq!(file(0).kind, FileKind::LocalDevice);
     let FileKind::Epoll { targets } = &file(poll).kind else { panic!("an epoll") };
-    assert_eq!(targets.iter().map(|target| (target.0, target.1 & 1)).collect::<Vec<_>>(), [(r, 1)]);
+    assert_eq!(targets.iter().map(|target| (target.fd, target.events & 1)).collect::<Vec<_>>(), [(r, 1)]);
     let FileKind::TimerFd { clock: 1, value_ns, interval_ns: 2_000_000_000, .. } = file(timer).kind else {
         panic!("{:?}", file(timer).kind)
     };
@@ -274,7 +275,7 @@ fn a_stop_during_the_freeze_is_kept() {
     let mut tracee = Tracee::freeze(victim.pid()).expect("freezes");
     let pid = nix::unistd::Pid::from_raw(victim.pid());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("sends");
-    read_state(&mut tracee).expect("reads");
+    read_state(&mut tracee, &mut Waits::default()).expect("reads");
     tracee.thaw().expect("thaws");
     victim.wait_for_state('T');
     let image = read(victim.pid());

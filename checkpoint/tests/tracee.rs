@@ -85,6 +85,23 @@ fn threads_are_frozen_and_go_on() {
 }
 
 #[test]
+fn no_call_is_made_on_the_programs_stack() {
+    let victim = Victim::start("sleep", &["60"]);
+    let mut tracee = Tracee::freeze(victim.pid()).expect("freezes");
+    tracee.install_stub(&[]).expect("stub");
+    // All of memory is the alternate stack: sigaltstack(2) refuses another to a caller that is on it.
+    let all = [[0; 8], [0; 8], (1u64 << 47).to_le_bytes()].concat();
+    let none = [[0; 8], 2u64.to_le_bytes(), [0; 8]].concat();
+    for stack in [&all, &all, &none] {
+        let at = tracee.scratch();
+        tracee.write_mem(at, stack).expect("written");
+        let got = tracee.syscall(0, libc::SYS_sigaltstack, [at, 0, 0, 0, 0, 0]).expect("injects");
+        assert_eq!(got, 0);
+    }
+    tracee.thaw().expect("thaws");
+}
+
+#[test]
 fn a_dead_tracer_loses_nothing() {
     let victim = Victim::start("sleep", &["60"]);
     let pid = victim.pid();

@@ -271,6 +271,9 @@ pub struct Blocker {
 pub struct Explanation {
     /// PID at home.
     pub pid: i32,
+    /// It and its descendants, which would move with it.
+    #[serde(default)]
+    pub pids: Vec<i32>,
     /// Where it would go.
     pub to: String,
     /// Empty: it can move.
@@ -378,8 +381,10 @@ pub struct ProcessInfo {
 pub struct MigrationInfo {
     /// Number on its home node.
     pub id: u64,
-    /// PID at home.
+    /// PID at home; of a subtree its first process.
     pub pid: i32,
+    /// The processes that moved together, by their PIDs at home; empty until they have.
+    pub pids: Vec<i32>,
     /// The job.
     pub job: String,
     /// From which node.

@@ -170,7 +170,7 @@ fn move_in(victim: &Victim) -> (Guest, Tracee) {
     view.set_deputy(victim.pid()).expect("a deputy");
 
     let mut original = Tracee::freeze(victim.pid()).expect("freezes");
-    let mut image = dump::read_state(&mut original).expect("its state");
+    let mut image = dump::read_state(&mut original, &mut dump::Waits::default()).expect("its state");
     carry(&view, &mut image);
 
     let device = HostView::open_device().expect("/dev/fuse");
@@ -191,7 +191,7 @@ fn move_in(victim: &Victim) -> (Guest, Tracee) {
     let start = Instant::now();
     let mut house =
         GuestHouse::start(Path::new(env!("CARGO_BIN_EXE_migd")), device, &setup).expect("a house");
-    let pid = house.spawn(&image).expect("a leader");
+    let pid = house.spawn(std::slice::from_ref(&image)).expect("a leader")[0];
     eprintln!("house and leader: {:?}", start.elapsed());
 
     let mut tracee = Tracee::adopt(pid).expect("adopts");
@@ -204,6 +204,7 @@ fn move_in(victim: &Victim) -> (Guest, Tracee) {
         match run {
             dump::Run::Data { addr, bytes } => rebuild.data(addr, bytes).expect("placed"),
             dump::Run::Zero { addr, len } => rebuild.zero(addr, len).expect("placed"),
+            dump::Run::Same { addr, len } => rebuild.same(addr, len).expect("placed"),
         }
         Ok::<(), DumpError>(())
     })
@@ -297,10 +298,13 @@ fn a_process_lives_in_its_house_as_at_home() {
     assert_eq!(tids, "[True]");
 
     // Stop, go on.
-    guest.house.kill(libc::SIGTSTP).expect("sent");
-    assert_eq!(event(&mut guest.house), HouseEvent::Stopped { signal: libc::SIGTSTP as u8 });
-    guest.house.kill(libc::SIGCONT).expect("sent");
-    assert_eq!(event(&mut guest.house), HouseEvent::Continued);
+    guest.house.kill(guest.home_pid, libc::SIGTSTP).expect("sent");
+    assert_eq!(
+        event(&mut guest.house),
+        HouseEvent::Stopped { pid: guest.home_pid, signal: libc::SIGTSTP as u8 }
+    );
+    guest.house.kill(guest.home_pid, libc::SIGCONT).expect("sent");
+    assert_eq!(event(&mut guest.house), HouseEvent::Continued { pid: guest.home_pid });
     expect(&mut victim, "3+4", "7");
     assert!(guest.retreats.try_recv().is_err(), "nothing so far needs home");
 
@@ -309,8 +313,8 @@ fn a_process_lives_in_its_house_as_at_home() {
     assert_eq!(guest.retreats.recv_timeout(Duration::from_secs(5)).expect("a retreat"), "clone");
     guest.supervisor.freeze().expect("freezes").thaw().expect("thaws");
     assert_eq!(guest.retreats.recv_timeout(Duration::from_secs(5)).expect("again"), "clone");
-    guest.house.kill(libc::SIGTERM).expect("sent");
-    assert_eq!(event(&mut guest.house), HouseEvent::Ended { status: libc::SIGTERM });
+    guest.house.kill(guest.home_pid, libc::SIGTERM).expect("sent");
+    assert_eq!(event(&mut guest.house), HouseEvent::Ended { pid: guest.home_pid, status: libc::SIGTERM });
     drop(guest);
     drop(original.into_tids());
 }

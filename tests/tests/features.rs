@@ -22,18 +22,36 @@ enum Cell {
 use Cell::{Instead, Refused, Same, Yes};
 
 const VICTIMS: &str = "checkpoint/tests/roundtrip/victims.rs";
+const SHARED_MEMORY: &str = "checkpoint/tests/roundtrip/shared_memory.rs";
+const VDSO: &str = "checkpoint/tests/roundtrip/vdso.rs";
+const CLOCKS: &str = "checkpoint/tests/roundtrip/clocks.rs";
+const WAITS: &str = "checkpoint/tests/roundtrip/waits.rs";
+const TERMINALS: &str = "checkpoint/tests/roundtrip/terminals.rs";
+const SOCKETS: &str = "checkpoint/tests/roundtrip/sockets.rs";
+const DESCRIBE: &str = "checkpoint/src/inventory/sockets/describe.rs";
+const INET: &str = "checkpoint/tests/roundtrip/inet.rs";
+const INTERNET: &str = "checkpoint/src/inventory/sockets/internet.rs";
 const TREES: &str = "checkpoint/tests/roundtrip/trees.rs";
+const TREES_MEMORY: &str = "checkpoint/tests/roundtrip/trees_memory.rs";
+const SHARES: &str = "checkpoint/tests/roundtrip/shares.rs";
+const TREES_EDGES: &str = "checkpoint/tests/roundtrip/trees_edges.rs";
+const OPEN_FILES: &str = "checkpoint/tests/roundtrip/open_files.rs";
+const WATCHING: &str = "checkpoint/tests/roundtrip/watching.rs";
 const OUR_REFUSALS: &str = "checkpoint/tests/roundtrip/refusals.rs";
+const OBJECTS: &str = "checkpoint/tests/roundtrip/objects.rs";
+const OTHER_CPUS: &str = "checkpoint/tests/roundtrip/other_cpus.rs";
 const JOBS: &str = "tests/tests/jobs.rs";
-const PROGRAMS: &str = "tests/tests/programs.rs";
+const MOVED_TREES: &str = "tests/tests/trees.rs";
+const MOVED_MEMORY: &str = "tests/tests/shared_memory.rs";
+const PROGRAMS: &str = "tests/programs/list.rs";
 const TERMINAL: &str = "tests/tests/terminal.rs";
 const FILES: &str = "checkpoint/src/inventory/files.rs";
 const LOCKS: &str = "checkpoint/src/inventory/locks.rs";
 const MAPPINGS: &str = "checkpoint/src/inventory/mappings.rs";
 const INVENTORY: &str = "checkpoint/src/inventory/mod.rs";
+const TRAITS: &str = "checkpoint/src/inventory/traits.rs";
+const INJECT: &str = "checkpoint/src/tracee/inject.rs";
 const TREE: &str = "checkpoint/src/inventory/tree.rs";
-
-const CHILDREN: Cell = Refused(TREE, "only a process without children moves");
 
 /// Feature, `migckpt`, `migrate`, note.
 const FEATURES: &[(&str, Cell, Cell, &str)] = &[
@@ -45,25 +63,30 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     ),
     ("shared anonymous memory within the process", Yes(VICTIMS, "memory"), Same, ""),
     (
-        "shared anonymous memory with another process",
-        Refused(MAPPINGS, "it shares anonymous memory with process"),
-        Refused(MAPPINGS, "it shares anonymous memory with process"),
-        "",
+        "anonymous memory shared by processes of a tree",
+        Yes(OBJECTS, "memory_shared_by_a_tree"),
+        Yes(MOVED_MEMORY, "memory_shared_by_a_subtree_stays_one"),
+        "with a process outside the tree it is refused",
     ),
     ("private file mappings with copied pages", Yes(VICTIMS, "memory"), Yes(PROGRAMS, "rustc"), ""),
     ("guard pages, PROT_NONE, advice, names", Yes(VICTIMS, "memory"), Same, ""),
     (
         "shared writable file mappings",
-        Refused(MAPPINGS, "a file mapped shared and writable"),
+        Yes(OBJECTS, "files_mapped_shared"),
         Refused(MAPPINGS, "a file mapped shared and writable"),
         "",
     ),
-    ("memfd", Refused(MAPPINGS, "a memfd"), Refused(MAPPINGS, "a memfd"), ""),
+    (
+        "memfd: seals, modes, holes, descriptors and mappings",
+        Yes(OBJECTS, "memfds"),
+        Yes(MOVED_MEMORY, "memory_shared_by_a_users_subtree_stays_one"),
+        "of huge pages: refused; for `migrate`, with locks: refused",
+    ),
     (
         "System V shared memory",
+        Yes(OBJECTS, "system_v_segments"),
         Refused(MAPPINGS, "System V shared memory"),
-        Refused(MAPPINGS, "System V shared memory"),
-        "",
+        "a segment that is there still keeps what its other users wrote",
     ),
     (
         "hugetlb",
@@ -71,11 +94,84 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         Refused(MAPPINGS, "explicit huge pages (hugetlb)"),
         "transparent huge pages and their advice are carried",
     ),
+    ("terabytes reserved, of which little is there", Yes(SHARED_MEMORY, "sparse_terabytes"), Same, ""),
+    (
+        "memory that may be dropped (MAP_DROPPABLE), advice on shared memory",
+        Yes(SHARED_MEMORY, "droppable_and_advised"),
+        Same,
+        "",
+    ),
     (
         "sealed memory (mseal)",
-        Refused(MAPPINGS, "sealed (mseal): it could not be given back"),
+        Yes(SHARED_MEMORY, "sealed"),
         Refused(MAPPINGS, "sealed (mseal): it could not be given back"),
         "",
+    ),
+    (
+        "protection keys, execute-only memory",
+        Yes(VICTIMS, "protection_keys"),
+        Same,
+        "in a family too (`protection_keys_of_a_family`); a CPU without them refuses what uses them",
+    ),
+    (
+        "mlockall of what is to come, PR_SET_MEMORY_MERGE, PR_SET_THP_DISABLE, memory policies (mbind, set_mempolicy)",
+        Yes(VICTIMS, "settings"),
+        Same,
+        "a NUMA node that is not there is not asked for",
+    ),
+    (
+        "no memory both written and executed (PR_SET_MDWE)",
+        Yes(VICTIMS, "settings"),
+        Refused(TRAITS, "it forbids itself memory that becomes executable (PR_SET_MDWE)"),
+        "",
+    ),
+    (
+        "personality of each thread, PR_SET_TSC, cpuid faulting, speculation control, PR_MCE_KILL, PR_SET_IO_FLUSHER",
+        Yes(VICTIMS, "settings"),
+        Same,
+        "",
+    ),
+    (
+        "control groups, login UID, nice value of the session (autogroup)",
+        Instead("entered where they are allowed and exist; else those of the command that restores"),
+        Instead("those of the node that it runs on"),
+        "",
+    ),
+    (
+        "System V semaphores, message queues",
+        Instead("stay in the kernel, as files stay on the disk"),
+        Instead("stay at home"),
+        "what is to be undone at the end (SEM_UNDO) no interface of the kernel tells: it is undone when the image has been made",
+    ),
+    (
+        "POSIX message queues",
+        Refused(FILES, "a POSIX message queue, {name}"),
+        Refused(FILES, "a POSIX message queue, {name}"),
+        "",
+    ),
+    (
+        "a local descriptor table (modify_ldt)",
+        Refused(TRAITS, "it has a local descriptor table (modify_ldt), which is not carried"),
+        Refused(TRAITS, "it has a local descriptor table (modify_ldt), which is not carried"),
+        "",
+    ),
+    (
+        "process and thread keyrings",
+        Refused(TRAITS, "it has keys of its own (a process or thread keyring), which are not carried"),
+        Refused(TRAITS, "it has keys of its own (a process or thread keyring), which are not carried"),
+        "the session keyring is that of the command that restores",
+    ),
+    (
+        "system calls that a program handles itself (PR_SET_SYSCALL_USER_DISPATCH)",
+        Refused(INJECT, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
+        Refused(INJECT, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
+        "",
+    ),
+    (
+        "AMX tiles in use",
+        Refused(TRAITS, "it has something in AMX tiles, which is not carried"),
+        Refused(TRAITS, "it has something in AMX tiles, which is not carried"),
+        "the permission to use them is asked for again",
     ),
     (
         "the program's own userfaultfd",
@@ -95,7 +191,13 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "registers: general, x87, SSE, AVX, AVX-512",
         Yes(VICTIMS, "threads"),
         Same,
-        "another node must have the same extended state",
+        "laid out anew for a CPU that has it elsewhere; what is in use and missing there is named",
+    ),
+    (
+        "registrations of membarrier(2)",
+        Yes(VICTIMS, "registrations_for_barriers"),
+        Same,
+        "on kernels before 6.3 without those for the global expedited barrier",
     ),
     ("rseq, robust mutexes, futexes with waiters", Yes(VICTIMS, "threads"), Yes(PROGRAMS, "java"), ""),
     (
@@ -111,12 +213,60 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         Yes(JOBS, "a_signal_to_a_single_thread_reaches_it_away"),
         "",
     ),
+    (
+        "CLOCK_MONOTONIC and CLOCK_BOOTTIME, after any time and on other machines",
+        Yes(CLOCKS, "clocks_go_on_after_a_reboot"),
+        Yes("migd/tests/guest_house.rs", "a_process_lives_in_its_house_as_at_home"),
+        "by a time namespace; without CAP_SYS_ADMIN migckpt says by how much they jump, and lets none go back",
+    ),
+    (
+        "processes in a time namespace",
+        Yes(CLOCKS, "clocks_go_on"),
+        Same,
+        "refused: a family with more than one (other clocks)",
+    ),
     ("interval timers, POSIX timers, timerfd", Yes(VICTIMS, "timers"), Same, ""),
     (
-        "interrupted system calls",
+        "timers set to a time: of day, of a clock that goes on, told when the clock is set; alarms",
+        Yes(VICTIMS, "timers_and_their_clocks"),
+        Same,
+        "a POSIX timer that wakes the machine takes a real-time clock there too",
+    ),
+    (
+        "POSIX timers: overruns, signals not taken yet, ids with gaps, CPU time of threads, SIGEV_THREAD",
+        Yes(VICTIMS, "timers_and_their_clocks"),
+        Same,
+        "overruns not of timers on CPU time, and on CLOCK_REALTIME only if set to a time of day",
+    ),
+    (
+        "POSIX timers on the CPU time of another process",
+        Refused("checkpoint/src/inventory/timers.rs", "a timer of it counts the CPU time of process"),
+        Refused("checkpoint/src/inventory/timers.rs", "a timer of it counts the CPU time of process"),
+        "carried with that process",
+    ),
+    (
+        "interrupted system calls, with what is left of their time-outs",
         Yes(VICTIMS, "interrupted_calls"),
         Yes(JOBS, "sleep_and_pipes_go_on_after_a_move"),
-        "relative time-outs of poll and futex begin anew",
+        "time-outs of sockets (SO_RCVTIMEO) begin anew",
+    ),
+    (
+        "waits until a time of every clock; for locks (flock, F_OFD_SETLKW); futex_waitv",
+        Yes(VICTIMS, "waits_until_a_time_and_for_locks"),
+        Same,
+        "sleeps until a time of a clock of CPU time wait longer: such clocks begin anew; migrate refuses locks",
+    ),
+    (
+        "POSIX message queues",
+        Refused(FILES, "a POSIX message queue"),
+        Refused(FILES, "a POSIX message queue"),
+        "",
+    ),
+    (
+        "handlers that interrupt them, SA_RESTART or not",
+        Yes(WAITS, "handlers_in_interrupted_calls"),
+        Same,
+        "",
     ),
     (
         "regular files, positions, O_APPEND, directories",
@@ -125,16 +275,22 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "with migrate they stay open at home",
     ),
     (
-        "deleted files, open",
-        Refused(INVENTORY, "a deleted file, "),
+        "files unlinked, renamed or replaced, open and mapped; O_TMPFILE, removed directories",
+        Yes(OBJECTS, "deleted_files"),
         Same,
-        "with migrate they stay open at home",
+        "holes kept; with other hard links refused by migckpt; with migrate they stay open at home",
     ),
     (
         "pipes",
         Yes(VICTIMS, "files"),
         Yes(JOBS, "sleep_and_pipes_go_on_after_a_move"),
         "migckpt: within the image, or as standard streams",
+    ),
+    (
+        "pipes: packets, sizes, several readers and writers; FIFOs in every mode",
+        Yes("checkpoint/tests/roundtrip/pipes.rs", "fifos_in_every_mode"),
+        Same,
+        "migckpt: a FIFO to a process outside is refused; with migrate they stay at home",
     ),
     (
         "the terminal",
@@ -150,33 +306,146 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     ),
     ("eventfd, epoll (nested too), signalfd", Yes(VICTIMS, "files"), Yes(PROGRAMS, "node"), ""),
     (
-        "sockets",
-        Refused("checkpoint/src/inventory/sockets.rs", "socket"),
-        Refused("checkpoint/src/inventory/sockets.rs", "socket"),
-        "named with both ends",
+        "epoll: edge-triggered, one-shot, exclusive; on everything",
+        Yes(WATCHING, "epolls_of_every_kind"),
+        Same,
+        "where something else of it was ready, an edge may be told once more",
     ),
-    ("locks held (POSIX, OFD, flock), leases", Refused(LOCKS, "lock"), Refused(LOCKS, "lock"), ""),
-    ("O_PATH descriptors", Same, Refused(INVENTORY, "an O_PATH descriptor"), ""),
     (
-        "O_ASYNC, F_SETOWN",
-        Refused(INVENTORY, "signal-driven (F_SETOWN, O_ASYNC)"),
+        "epoll: a target closed under its number, one epoll in several processes",
+        Yes(WATCHING, "an_epoll_of_two_processes"),
+        Refused(INVENTORY, "an epoll that watches a file which was closed as fd"),
+        "",
+    ),
+    (
+        "Unix sockets between processes of the image, with what is in their queues",
+        Yes(SOCKETS, "pairs"),
+        Refused(DESCRIBE, "Unix {kind} socket"),
+        "SO_PEERCRED stays; not a connection that waits to be accepted and has data in it",
+    ),
+    (
+        "Unix sockets: named, abstract, hidden, listening with a backlog, datagrams of senders that are gone",
+        Yes(SOCKETS, "names_and_connections"),
+        Refused(DESCRIBE, "Unix {kind} socket"),
+        "",
+    ),
+    (
+        "descriptors and credentials in flight",
+        Yes(SOCKETS, "descriptors_in_flight"),
+        Refused(DESCRIBE, "Unix {kind} socket"),
+        "",
+    ),
+    (
+        "Unix sockets to other processes",
+        Refused("checkpoint/src/inventory/sockets/mod.rs", "connected to {}"),
+        Refused(DESCRIBE, "Unix {kind} socket"),
+        "",
+    ),
+    (
+        "UDP over loopback: bound, connected, datagrams with their senders, TTL, TOS and destinations",
+        Yes(INET, "udp"),
+        Refused(DESCRIBE, "{name} socket bound to {local}"),
+        "a sender may be anybody, and gone; not what was sent to many (multicast, broadcast)",
+    ),
+    (
+        "TCP sockets that listen, or are only bound",
+        Yes(INET, "listeners"),
+        Refused(DESCRIBE, "TCP socket listening on {local}"),
+        "an address that is taken at the restore is named, and by whom",
+    ),
+    (
+        "TCP connections within the tree, over loopback: data in both directions, ends shut and closed",
+        Yes(INET, "connections"),
+        Refused(DESCRIBE, "established TCP connection to {remote}"),
+        "what is on its way behind a full queue needs CAP_NET_ADMIN",
+    ),
+    (
+        "TCP: connections that wait to be accepted, in their order; options",
+        Yes(INET, "waiting_and_options"),
+        Refused(DESCRIBE, "established TCP connection to {remote}"),
+        "not one that has data in it already",
+    ),
+    (
+        "TCP and UDP to other processes, or not over loopback",
+        Refused(INTERNET, "connected to {remote}"),
+        Refused(DESCRIBE, "established TCP connection to {remote}"),
+        "refused too: TLS of the kernel, signed segments, memberships of multicast groups, UDP_CORK, UDP_ENCAP, errors to be told",
+    ),
+    ("other sockets", Refused(DESCRIBE, "socket"), Refused(DESCRIBE, "socket"), ""),
+    (
+        "locks: flock, open file description locks",
+        Yes(OPEN_FILES, "locks_and_leases"),
+        Same,
+        "migckpt: taken again, or refused if somebody else has them; with migrate they stay at home",
+    ),
+    (
+        "POSIX locks, leases",
+        Yes(OPEN_FILES, "locks_and_leases"),
+        Refused(LOCKS, "which cannot be held for it at home"),
+        "",
+    ),
+    (
+        "O_PATH descriptors",
+        Yes(WATCHING, "files_of_proc_and_places"),
+        Refused(INVENTORY, "an O_PATH descriptor"),
+        "of a deleted file: refused",
+    ),
+    (
+        "O_ASYNC, F_SETOWN, F_SETSIG",
+        Yes(OPEN_FILES, "owners_are_signalled"),
         Refused(INVENTORY, "signal-driven (F_SETOWN, O_ASYNC)"),
         "",
     ),
     (
         "files of /proc",
-        Refused(FILES, "a file of the process file system"),
-        Refused(FILES, "a file of the process file system"),
+        Yes(WATCHING, "files_of_proc_and_places"),
+        Refused(INVENTORY, "a file of the process file system"),
+        "of the system, and of processes in the image",
+    ),
+    (
+        "pseudo-terminals with both sides in the tree: modes, size, what waits, packet mode",
+        Yes(TERMINALS, "a_pair_with_all_that_waits_in_it"),
+        Refused(INVENTORY, "the master side of a pseudo-terminal"),
+        "under the same number, or not at all",
+    ),
+    (
+        "a session on such a terminal: controlling terminal, foreground group, /dev/tty",
+        Yes(TERMINALS, "a_session_with_a_job_in_the_foreground"),
+        Refused(INVENTORY, "the master side of a pseudo-terminal"),
         "",
     ),
     (
-        "masters of pseudo-terminals",
-        Refused(FILES, "the master side of a pseudo-terminal"),
-        Refused(FILES, "the master side of a pseudo-terminal"),
+        "script(1) around a shell with job control",
+        Yes(TERMINALS, "a_shell_inside_script"),
+        Refused(INVENTORY, "the master side of a pseudo-terminal"),
         "",
     ),
     (
-        "inotify, fanotify, pidfds and the like",
+        "tmux: server, client, shells",
+        Yes(TERMINALS, "tmux_with_client_and_shells"),
+        Refused(INVENTORY, "the master side of a pseudo-terminal"),
+        "",
+    ),
+    (
+        "a pseudo-terminal that others have too",
+        Refused("checkpoint/src/inventory/terminals.rs", "which process {pid} ({comm}) has too"),
+        Refused(INVENTORY, "the master side of a pseudo-terminal"),
+        "",
+    ),
+    (
+        "inotify",
+        Yes(WATCHING, "inotify"),
+        Refused(INVENTORY, "a kernel object of type inotify"),
+        "with unread events, or on a file without a name: refused",
+    ),
+    (
+        "pidfds",
+        Yes(WATCHING, "pidfds"),
+        Refused(INVENTORY, "a kernel object of type pidfd"),
+        "of processes in the image, and of those that have ended",
+    ),
+    (
+        "fanotify and the like",
         Refused(FILES, "a kernel object of type"),
         Refused(FILES, "a kernel object of type"),
         "",
@@ -189,14 +458,50 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     ),
     (
         "threads with credentials of their own",
-        Refused(TREE, "has other credentials than the process"),
+        Yes(VICTIMS, "credentials_of_threads"),
         Refused(TREE, "has other credentials than the process"),
         "",
     ),
     (
-        "seccomp filters",
+        "seccomp filters, of threads too; strict mode",
+        Yes(VICTIMS, "seccomp_filters"),
         Refused(TREE, "it has a seccomp filter of its own"),
-        Refused(TREE, "it has a seccomp filter of its own"),
+        "one that asks a supervisor is a blocker",
+    ),
+    (
+        "the vDSO of a kernel of another build",
+        Yes(VDSO, "an_image_of_another_kernel"),
+        Refused("checkpoint/src/restore/vdso.rs", "the vDSO of this kernel is another one than that"),
+        "a copy of the old one leads to this kernel's; refused: a thread that stood in it",
+    ),
+    (
+        "a CPU that lacks what the program was told of (cpuid, AT_HWCAP2)",
+        Yes(OTHER_CPUS, "a_cpu_that_lacks_instructions"),
+        Same,
+        "refused, by the features' names; `--other-cpu` restores it nevertheless; the way home is always open",
+    ),
+    (
+        "threads with a directory and umask of their own (unshare)",
+        Yes(SHARES, "threads_with_directories_of_their_own"),
+        Refused(TREE, "has a working directory of its own (unshare)"),
+        "",
+    ),
+    (
+        "threads with a descriptor table of their own (unshare)",
+        Refused(TREE, "has a descriptor table of its own (unshare)"),
+        Refused(TREE, "has a descriptor table of its own (unshare)"),
+        "",
+    ),
+    (
+        "processes that share memory, descriptors, directory, signal actions (clone)",
+        Yes(SHARES, "processes_that_share"),
+        Refused(TREE, "it shares {} with"),
+        "with a process outside the tree it is refused, and where neither parent nor sibling shares it",
+    ),
+    (
+        "threads in a namespace of their own (unshare, setns)",
+        Refused(TREE, "has left the {name} namespace of its process"),
+        Refused(TREE, "has left the {name} namespace of its process"),
         "",
     ),
     ("32-bit programs", Refused(TREE, "it is a 32-bit program"), Refused(TREE, "it is a 32-bit program"), ""),
@@ -209,33 +514,62 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     (
         "children, PIDs of a whole tree",
         Yes(TREES, "a_tree_with_one_of_everything"),
-        CHILDREN,
-        "migckpt dump --tree",
+        Yes(MOVED_TREES, "children_that_compute_go_out_and_come_home"),
+        "migckpt dump --tree; migrate moves a process with its descendants",
     ),
     (
         "sessions, process groups",
         Yes(TREES, "a_tree_with_one_of_everything"),
         Instead("the deputy stays in its own"),
-        "a group or session whose leader is gone is a blocker",
+        "one whose leader is gone is made by a temporary process with its number",
     ),
-    ("stopped and ended children", Yes(TREES, "a_tree_with_one_of_everything"), CHILDREN, ""),
+    (
+        "stopped and ended children",
+        Yes(TREES, "a_tree_with_one_of_everything"),
+        Yes(MOVED_TREES, "a_family_with_one_of_everything"),
+        "",
+    ),
+    (
+        "stops of children that their parent has heard of, or not yet",
+        Yes("checkpoint/tests/roundtrip/reports.rs", "stops_that_are_told_and_untold"),
+        Instead("the deputies' are told at home"),
+        "",
+    ),
+    (
+        "a leader that has ended before the other threads (pthread_exit)",
+        Yes(SHARES, "a_leader_that_has_ended"),
+        Refused(TREE, "has ended, and the others run on"),
+        "",
+    ),
+    (
+        "vfork in progress",
+        Yes(TREES_EDGES, "a_vfork_is_waited_for"),
+        Refused(TREE, "is in vfork(2), until its child runs another program or ends"),
+        "its child has two seconds to run another program; then it is refused by the same words",
+    ),
     (
         "open files and positions shared between processes",
         Yes(TREES, "a_tree_with_one_of_everything"),
-        Same,
-        "with migrate they are shared at home",
+        Yes(MOVED_TREES, "a_family_with_one_of_everything"),
+        "with migrate they stay open at home",
     ),
     (
         "shells with pipelines and jobs, make -j4",
         Yes(TREES, "make_with_four_jobs"),
-        CHILDREN,
-        "their leaves move",
+        Yes(MOVED_TREES, "make_with_four_jobs"),
+        "with migrate they come home for each fork and exec",
     ),
     (
         "memory shared copy-on-write between parent and child",
+        Yes(TREES_MEMORY, "copy_on_write_stays_shared"),
         Instead("carried, each with a copy of its own"),
-        CHILDREN,
-        "",
+        "in the image once",
+    ),
+    (
+        "images that lie",
+        Yes("checkpoint/tests/roundtrip/hostile.rs", "images_that_lie"),
+        Same,
+        "an error that says why, no process, no socket's name and no System V segment left",
     ),
     (
         "a dump that leaves the process running",

@@ -42,6 +42,50 @@ fn ends_are_reported_as_they_are() {
     assert_eq!(lab.sh("node1", "mosrun /etc/hosts; echo $?").stdout, "126\n");
 }
 
+/// Works in a handler on an alternate stack, then says whether that stack is as it was.
+const ON_AN_ALTERNATE_STACK: &str = "
+import ctypes, mmap, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+class Stack(ctypes.Structure):
+    _fields_ = [('sp', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+class Action(ctypes.Structure):
+    _fields_ = [('handler', ctypes.c_void_p), ('mask', ctypes.c_ubyte * 128), ('flags', ctypes.c_int), ('r', ctypes.c_void_p)]
+room = mmap.mmap(-1, 1 << 20)
+at = ctypes.addressof(ctypes.c_char.from_buffer(room))
+def known():
+    found = Stack()
+    assert libc.sigaltstack(None, ctypes.byref(found)) == 0
+    return found.sp == at, found.size, found.flags
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def handler(number):
+    print(known())
+    open('inside', 'w')
+    x = 0
+    while not os.path.exists('go'):
+        for i in range(20000): x = (x * 31 + i) % 65521
+assert libc.sigaltstack(ctypes.byref(Stack(at, 0, 1 << 20)), None) == 0
+action = Action(ctypes.cast(handler, ctypes.c_void_p), flags=0x08000000)
+assert libc.sigaction(int(signal.SIGUSR1), ctypes.byref(action), None) == 0
+assert libc['raise'](int(signal.SIGUSR1)) == 0
+print(known())
+";
+
+#[test]
+fn a_handler_on_an_alternate_stack_goes_out_and_home() {
+    require_labs!();
+    let lab = Lab::up(2);
+    std::fs::write(lab.srv("node1", "script"), ON_AN_ALTERNATE_STACK).expect("written");
+    let running = lab.start("node1", "cd /srv && mosrun -J stack python3 script");
+    wait_for("the handler", || lab.srv("node1", "inside").exists().then_some(()));
+    for _ in 0..2 {
+        lab.migrate("stack", "node2");
+        lab.migrate("stack", "home");
+    }
+    lab.migrate("stack", "node2");
+    std::fs::write(lab.srv("node1", "go"), b"").expect("written");
+    assert_eq!(running.end().ok(), "(True, 1048576, 1)\n(True, 1048576, 0)\n");
+}
+
 #[test]
 fn ends_are_reported_as_they_are_after_a_move() {
     require_labs!();

@@ -116,6 +116,10 @@ fn explain(args: &Args, client: &mut Client) -> Result<(), ApiError> {
 
 /// What `--explain` says, line by line.
 pub fn explained(found: &Explanation) -> Vec<String> {
+    let who = match found.pids.len() {
+        0 | 1 => format!("process {}", found.pid),
+        n => format!("process {} with its {} descendants", found.pid, n - 1),
+    };
     let cost = format!(
         "{} to carry, {} in all, frozen for {}",
         quantity::bytes(found.predicted_bytes),
@@ -123,9 +127,9 @@ pub fn explained(found: &Explanation) -> Vec<String> {
         quantity::millis(found.predicted_freeze_ms as f64)
     );
     if found.blockers.is_empty() {
-        return vec![format!("process {} can move to {}: predicted {cost}", found.pid, found.to)];
+        return vec![format!("{who} can move to {}: predicted {cost}", found.to)];
     }
-    let mut lines = vec![format!("process {} cannot move to {}:", found.pid, found.to)];
+    let mut lines = vec![format!("{who} cannot move to {}:", found.to)];
     lines.extend(found.blockers.iter().map(|blocker| format!("  {:<10} {}", blocker.kind, blocker.what)));
     lines.push(format!("  without that: predicted {cost}"));
     lines
@@ -139,6 +143,10 @@ pub fn ratio(report: &MigrationInfo) -> f64 {
 /// The one line of a move.
 pub fn in_words(report: &MigrationInfo) -> String {
     let MigrationInfo { pid, from, to, pages, rounds, .. } = report;
+    let others = match report.pids.iter().filter(|other| *other != pid).count() {
+        0 => String::new(),
+        n => format!(" and {n} of its subtree"),
+    };
     if let Some(why) = &report.error {
         return format!("process {pid} {from} -> {to}: {}: {why}", report.phase);
     }
@@ -146,7 +154,7 @@ pub fn in_words(report: &MigrationInfo) -> String {
         return format!("process {pid} is on {to} already");
     }
     format!(
-        "process {pid} {from} -> {to}: {} in {pages} pages, {rounds} round{}, total {}, frozen {}, ratio {:.1}",
+        "process {pid}{others} {from} -> {to}: {} in {pages} pages, {rounds} round{}, total {}, frozen {}, ratio {:.1}",
         quantity::bytes(report.bytes),
         if *rounds == 1 { "" } else { "s" },
         quantity::millis(report.total_ms),
@@ -176,6 +184,8 @@ mod tests {
         let wanted =
             "process 7 a -> b: 3.0 MiB in 768 pages, 1 round, total 1.25 s, frozen 45.5 ms, ratio 3.0";
         assert_eq!(in_words(&report), wanted);
+        let tree = MigrationInfo { pids: vec![7, 8, 9], ..report.clone() };
+        assert!(in_words(&tree).starts_with("process 7 and 2 of its subtree a -> b: "));
         let failed = MigrationInfo { error: Some("no".into()), phase: "failed".into(), ..report.clone() };
         assert_eq!(in_words(&failed), "process 7 a -> b: failed: no");
         let there = MigrationInfo { to: "a".into(), ..report };

@@ -101,6 +101,7 @@ fn explain_lists_blockers_and_costs() {
         let (predicted_bytes, predicted_ms, predicted_freeze_ms) = (64 << 20, 200, 150);
         vec![Response::Explain(Explanation {
             pid: 42,
+            pids: vec![42],
             to,
             blockers,
             predicted_bytes,

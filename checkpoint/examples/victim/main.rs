@@ -2,18 +2,27 @@
 //!
 //! `victim CASE DIR` prepares the case, makes `DIR/ready`, waits for `DIR/go`, checks, prints a line
 //! `PASS CASE`, and exits with 0. What is wrong is printed as `FAIL …`, and the exit status is 1.
+//! Cases `threads-N`, `mappings-N`, `processes-N`, `mebibytes-N` have N of these.
 //! `victim exec PROGRAM ARG…` runs a program with nothing but the standard streams open.
 //!
 //! It uses the C library directly: what is under test is what the kernel does for it.
 
 mod calls;
+mod clocks;
+mod deadlines;
 mod files;
 mod identity;
 mod memory;
+mod pkeys;
 mod restart;
+mod scale;
+mod seccomp;
+mod shares;
 mod signals;
 mod threads;
 mod timers;
+mod traits;
+mod waits;
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStringExt;
@@ -34,7 +43,7 @@ impl Meeting {
     }
 
     pub fn await_go(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(300);
         while !self.dir.join("go").exists() {
             assert!(Instant::now() < deadline, "nobody lets us go");
             std::thread::sleep(Duration::from_millis(10));
@@ -77,14 +86,30 @@ fn main() {
     let meeting = Meeting { dir: PathBuf::from(arguments.get(1).expect("usage: victim CASE DIR")) };
     match case.as_str() {
         "memory" => memory::run(&meeting),
+        "pkeys" => pkeys::run(&meeting, false),
+        "pkeys-family" => pkeys::run(&meeting, true),
+        "traits" => traits::run(&meeting),
         "threads" => threads::run(&meeting),
+        "membarrier" => threads::membarrier(&meeting),
         "signals" => signals::run(&meeting),
         "altstack" => signals::on_alternate_stack(&meeting),
         "timers" => timers::run(&meeting),
+        "clocks" => clocks::run(&meeting),
+        "deadlines" => deadlines::run(&meeting),
         "files" => files::run(&meeting),
         "identity" => identity::run(&meeting, false),
         "nobody" => identity::run(&meeting, true),
+        "filters" => seccomp::filters(&meeting),
+        "strict" => seccomp::strict(&meeting),
+        "thread-credentials" => seccomp::credentials(&meeting),
+        "shares" => shares::processes(&meeting),
+        "apart" => shares::apart(&meeting),
+        "leaderless" => shares::leaderless(&meeting),
+        "waits" => waits::run(&meeting),
+        "cpu-sleep" => waits::on_cpu_time(&meeting),
         "restart" => restart::run(&meeting),
+        "handlers" => restart::with_handlers(&meeting),
+        other if scale::run(other, &meeting) => {}
         other => panic!("there is no case {other}"),
     }
     if FAILURES.load(Ordering::SeqCst) > 0 {

@@ -168,3 +168,24 @@ pub fn run(meeting: &Meeting) {
         fail("a new thread has the leader's TID");
     }
 }
+
+/// Registrations for barriers: without them the expedited ones are refused (`EPERM`).
+pub fn membarrier(meeting: &Meeting) {
+    const GET_REGISTRATIONS: i32 = 1 << 9;
+    // Global, private, private with rseq, and what these two allow.
+    const REGISTER: [i32; 3] = [1 << 2, 1 << 4, 1 << 8];
+    const USE: [i32; 3] = [1 << 1, 1 << 3, 1 << 7];
+    // SAFETY: no pointers.
+    let call = |command: i32| unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    for command in REGISTER {
+        same("registering", call(command), 0);
+    }
+    let registered = call(GET_REGISTRATIONS);
+    meeting.pause();
+    same("registrations", call(GET_REGISTRATIONS), registered);
+    for command in USE {
+        same("a barrier", call(command), 0);
+    }
+    // What it has not registered for.
+    same("a barrier that was not asked for", call(1 << 5), -1);
+}

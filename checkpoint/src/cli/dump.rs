@@ -7,13 +7,14 @@ use super::interrupt::Interrupt;
 use super::place::{self, Sink};
 use super::{FAILED, Failure, INTERRUPTED, Location, NOT_MIGRATABLE, REFUSED, USAGE, bytes};
 use crate::dump::tree::{self, FrozenTree};
-use crate::dump::{DumpError, Run, for_each_run};
+use crate::dump::{DumpError, Run, objects};
 use crate::image::stream::{Compress, Options, StreamError, StreamStats, StreamWriter};
 use crate::inventory::{self, Blocker, Inventory, InventoryError, Rules};
 use crate::sys::ptrace::{self, Stop};
 use crate::tracee::{Recovered, TraceeError, recover};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -81,6 +82,7 @@ struct Report {
     bytes: u64,
     pages: u64,
     zero_pages: u64,
+    shared_pages: u64,
     image_bytes: u64,
     freeze_ms: f64,
     total_ms: f64,
@@ -95,18 +97,26 @@ pub fn run(arguments: &DumpArguments) -> Result<(), Failure> {
         return Err(Failure::new(USAGE, "cannot save this program itself", "it would stop itself", next));
     }
     let location = Location::of(&arguments.to);
-    let found = look(arguments).map_err(|error| not_looked_at(pid, &error))?;
-    let blockers = blockers_of(pid, &found);
+    let (found, blockers) = look_again(arguments).map_err(|error| not_looked_at(pid, &error))?;
     if !blockers.is_empty() {
         return Err(blocked(pid, &blockers));
     }
     let interrupt = Interrupt::hold()
         .map_err(|errno| Failure::new(FAILED, "cannot hold signals back", errno, "try again"))?;
     let interrupt = Rc::new(interrupt);
-    let sink = Sink::create(&location, &interrupt)?;
-    let frozen = Instant::now();
-    let (stats, processes) =
-        save(arguments, &found, sink, &interrupt).map_err(|error| failure(pid, &error))?;
+    let (mut frozen, mut tries) = (Instant::now(), 0);
+    let (stats, processes) = loop {
+        let sink = Sink::create(&location, &interrupt)?;
+        match save(arguments, &found, sink, &interrupt) {
+            // A connection that nobody has accepted yet, a child just born: it runs on, and is asked again.
+            Err(Error::Blocked(_)) if tries < 3 && !interrupt.came() => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(20 * tries));
+                frozen = Instant::now();
+            }
+            other => break other.map_err(|error| failure(pid, &error))?,
+        }
+    };
     let report = Report {
         pid,
         processes,
@@ -114,6 +124,7 @@ pub fn run(arguments: &DumpArguments) -> Result<(), Failure> {
         bytes: stats.raw_bytes,
         pages: stats.pages,
         zero_pages: stats.zero_pages,
+        shared_pages: stats.shared_pages,
         image_bytes: stats.wire_bytes,
         freeze_ms: millis(frozen.elapsed()),
         total_ms: millis(begun.elapsed()),
@@ -135,10 +146,36 @@ fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
+/// What was found of each process.
+type Family = Vec<(i32, Inventory)>;
+
+/// A family that starts and ends processes is never seen at one moment: a pipe to a child that is not in
+/// the list yet looks like one to a stranger. So what is in the way is asked for again, and counts if
+/// it is there each time. What then stands still is asked once more.
+fn look_again(arguments: &DumpArguments) -> Result<(Family, Vec<Blocker>), InventoryError> {
+    let mut found = look(arguments)?;
+    let mut blockers = blockers_of(arguments.pid, &found);
+    for pause in [5, 20, 50] {
+        if blockers.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(pause));
+        found = look(arguments)?;
+        let now: BTreeSet<String> = blockers_of(arguments.pid, &found).into_iter().map(|b| b.what).collect();
+        let before = blockers.len();
+        blockers.retain(|blocker| now.contains(&blocker.what));
+        if blockers.len() == before {
+            // Nothing has passed: it is in the way for good.
+            break;
+        }
+    }
+    Ok((found, blockers))
+}
+
 /// The process, and with `--tree` its descendants.
-fn look(arguments: &DumpArguments) -> Result<Vec<(i32, Inventory)>, InventoryError> {
+fn look(arguments: &DumpArguments) -> Result<Family, InventoryError> {
     match arguments.tree {
-        true => inventory::inspect_tree(arguments.pid),
+        true => inventory::inspect_tree(arguments.pid, inventory::Rules::Standalone),
         false => Ok(vec![(arguments.pid, inventory::inspect(arguments.pid, Rules::Standalone)?)]),
     }
 }
@@ -193,28 +230,46 @@ fn write(
     sink: Sink,
     interrupt: &Interrupt,
 ) -> Result<StreamStats, Error> {
-    let images = frozen.read()?;
+    let mut images = frozen.read()?;
     let blockers = tree::blockers(&images);
     if !blockers.is_empty() {
         return Err(Error::Blocked(blockers));
     }
+    let objects = objects::collect(&frozen.pids(), &mut images, Rules::Standalone)?;
+    let unreachable = objects::unreachable(&images, &objects);
+    if !unreachable.is_empty() {
+        return Err(Error::Blocked(unreachable));
+    }
     let mut stream = StreamWriter::new(sink, Options { compress: arguments.compress })?;
+    let vdso = images[0].mm.vdso.clone();
+    for image in images.iter_mut().skip(1).filter(|image| image.mm.vdso == vdso) {
+        // Once is enough.
+        image.mm.vdso.clear();
+    }
     for image in &images {
         stream.state(image)?;
     }
-    for (index, (tracee, image)) in frozen.tracees().zip(&images).enumerate() {
-        if index > 0 {
+    for object in &objects {
+        stream.object(&object.image)?;
+        object.for_each_run(|offset, bytes| match interrupt.came() {
+            true => Err(Error::Interrupted),
+            false => Ok(stream.data(offset, bytes)?),
+        })?;
+    }
+    for index in 0..images.len() {
+        if index > 0 || !objects.is_empty() {
             stream.process(index)?;
         }
-        for_each_run(tracee, &image.mm, |run| {
+        frozen.for_each_run(&images, index, |run| {
             if interrupt.came() {
                 return Err(Error::Interrupted);
             }
             match run {
                 Run::Data { addr, bytes } => stream.data(addr, bytes)?,
                 Run::Zero { addr, len } => stream.zero(addr, len)?,
+                Run::Same { addr, len } => stream.same(addr, len)?,
             }
-            Ok(())
+            Ok::<(), Error>(())
         })?;
     }
     let (sink, stats) = stream.finish()?;
@@ -223,7 +278,7 @@ fn write(
 }
 
 /// The image is safe: what becomes of the processes.
-fn let_go(frozen: FrozenTree, arguments: &DumpArguments) -> Result<(), TraceeError> {
+fn let_go(mut frozen: FrozenTree, arguments: &DumpArguments) -> Result<(), TraceeError> {
     if arguments.leave_running {
         return frozen.thaw();
     }
@@ -235,7 +290,9 @@ fn let_go(frozen: FrozenTree, arguments: &DumpArguments) -> Result<(), TraceeErr
     if arguments.leave_stopped {
         return frozen.thaw();
     }
+    let connections = frozen.take_connections();
     wait_for_end(&frozen.into_tids());
+    connections.abort();
     Ok(())
 }
 
@@ -258,7 +315,7 @@ fn tell(arguments: &DumpArguments, location: &Location, report: &Report) {
         serde_json::to_string(report).unwrap_or_default()
     } else {
         format!(
-            "process {}{} saved to {}: {} in {} pages ({} zero), image {}, frozen {:.1} ms, {}",
+            "process {}{} saved to {}: {} in {} pages ({} zero{}), image {}, frozen {:.1} ms, {}",
             report.pid,
             match report.processes {
                 1 => String::new(),
@@ -268,6 +325,10 @@ fn tell(arguments: &DumpArguments, location: &Location, report: &Report) {
             bytes(report.bytes),
             report.pages,
             report.zero_pages,
+            match report.shared_pages {
+                0 => String::new(),
+                n => format!(", {n} its parent's"),
+            },
             bytes(report.image_bytes),
             report.freeze_ms,
             report.left
@@ -296,13 +357,23 @@ fn blocked(pid: i32, blockers: &[Blocker]) -> Failure {
     Failure {
         exit: NOT_MIGRATABLE,
         what: format!("process {pid} cannot be saved; it was not stopped"),
-        why: blockers.iter().map(Blocker::to_string).collect(),
+        why: named(blockers),
         // Its pipes to them are named too, and are none to save when they come along.
         next: match blockers.iter().any(|blocker| blocker.what.contains("child process")) {
             true => "save it with them: --tree".into(),
             false => "end what is named above, then try again".into(),
         },
     }
+}
+
+/// Of a large family many things may be said many times; a screenful is enough to act on.
+fn named(blockers: &[Blocker]) -> Vec<String> {
+    const MOST: usize = 16;
+    let mut lines: Vec<String> = blockers.iter().take(MOST).map(Blocker::to_string).collect();
+    if blockers.len() > MOST {
+        lines.push(format!("and {} more of the kind", blockers.len() - MOST));
+    }
+    lines
 }
 
 fn failure(pid: i32, error: &Error) -> Failure {

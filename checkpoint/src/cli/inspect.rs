@@ -58,13 +58,14 @@ fn read(input: Box<dyn std::io::Read>) -> Result<(Vec<ProcessImage>, Totals), St
     loop {
         totals.frames += 1;
         match stream.next()? {
-            Item::State(_) | Item::Process(_) => {}
+            Item::State(_) | Item::Process(_) | Item::Object(_) => {}
             Item::Data { bytes, .. } => totals.data_bytes += bytes.len() as u64,
             Item::Zero { len, .. } => totals.zero_bytes += len,
+            Item::Same { len, .. } => totals.shared_bytes += len,
             Item::End => break,
         }
     }
-    totals.memory_bytes = totals.data_bytes + totals.zero_bytes;
+    totals.memory_bytes = totals.data_bytes + totals.zero_bytes + totals.shared_bytes;
     Ok((images, totals))
 }
 
@@ -75,8 +76,12 @@ fn show_image(view: &ImageView) {
     line(&format!("  user       uid {} gid {}", view.uids[0], view.gids[0]));
     line(&format!("  read on    {}, kernel {}", view.host, view.kernel));
     let t = &view.totals;
+    let shared = match t.shared_bytes {
+        0 => String::new(),
+        shared => format!(", {} of children as their parents'", bytes(shared)),
+    };
     line(&format!(
-        "  memory     {} in {} mappings ({} data, {} zero)",
+        "  memory     {} in {} mappings ({} data, {} zero{shared})",
         bytes(t.memory_bytes),
         view.mappings.len(),
         bytes(t.data_bytes),

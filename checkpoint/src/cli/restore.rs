@@ -6,6 +6,7 @@ use crate::dump::tree;
 use crate::image::ProcessImage;
 use crate::image::stream::{StreamError, StreamReader};
 use crate::restore::RestoreError;
+use crate::restore::clocks::Clocks;
 use crate::restore::standalone::{Standalone, rebuild};
 use crate::sys::wait;
 use crate::tracee::TraceeError;
@@ -32,6 +33,13 @@ pub struct RestoreArguments {
     /// mapped (an image of another machine with the same packages)
     #[arg(long)]
     other_files: bool,
+    /// Restore it on a CPU that lacks instructions which the first one had; if it uses one of them, it dies
+    /// of SIGILL
+    #[arg(long)]
+    other_cpu: bool,
+    /// Rebuild everything, then end it before it runs: whether the image can be restored here
+    #[arg(long, conflicts_with = "detach")]
+    dry_run: bool,
     /// With --detach: print what was done as JSON
     #[arg(long, requires = "detach")]
     json: bool,
@@ -63,11 +71,20 @@ pub fn run(arguments: &RestoreArguments) -> Result<ExitCode, Failure> {
         detach: arguments.detach,
         no_input: location == Location::Stream,
         other_files: arguments.other_files,
+        other_cpu: arguments.other_cpu,
     };
     let signals =
         Held::hold().map_err(|errno| Failure::new(FAILED, "cannot hold signals back", errno, "try again"))?;
     let restored = rebuild(&images, &mut stream, how).map_err(|error| failure(image, &error))?;
+    if arguments.dry_run {
+        // Dropped, they are ended.
+        drop(restored);
+        line(&format!("process {} can be restored", image.pid));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let clocks = restored.clocks();
     let pid = restored.release().map_err(|error| failure(image, &error))?;
+    tell_jump(image, clocks);
     tell_stopped(image);
     if arguments.detach {
         if arguments.json {
@@ -82,6 +99,18 @@ pub fn run(arguments: &RestoreArguments) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     wait_for(pid, &signals)
+}
+
+fn tell_jump(image: &ProcessImage, clocks: Clocks) {
+    if let Clocks::Jump(ns) = clocks {
+        eprintln!(
+            "migckpt: the clocks of process {} that count from boot have jumped by {}.{:03} s: for them to go \
+             on takes a time namespace (CAP_SYS_ADMIN, CONFIG_TIME_NS)",
+            image.pid,
+            ns / 1_000_000_000,
+            ns / 1_000_000 % 1000
+        );
+    }
 }
 
 fn tell_stopped(image: &ProcessImage) {
@@ -138,6 +167,10 @@ fn failure(image: &ProcessImage, error: &RestoreError) -> Failure {
         }) => (NOT_MIGRATABLE, "a TID of it is in use; try again later"),
         RestoreError::Tracee(TraceeError::Kernel { errno: Errno::EPERM, .. }) => {
             (REFUSED, "become the superuser, and see kernel.yama.ptrace_scope")
+        }
+        RestoreError::Clocks { errno: Errno::EPERM, .. } => (REFUSED, "become the superuser (CAP_SYS_ADMIN)"),
+        RestoreError::Clocks { .. } => {
+            (NOT_MIGRATABLE, "restore it on a kernel with time namespaces (CONFIG_TIME_NS)")
         }
         RestoreError::Unfit(_) => (NOT_MIGRATABLE, "restore it where what is named above is as it was"),
         RestoreError::Stream(_) => (FAILED, "the image cannot be used; take another one"),

@@ -11,6 +11,8 @@ pub struct Totals {
     pub memory_bytes: u64,
     pub data_bytes: u64,
     pub zero_bytes: u64,
+    /// Of children, and as their parents'.
+    pub shared_bytes: u64,
     pub frames: u64,
     pub file_bytes: Option<u64>,
 }
@@ -205,6 +207,7 @@ impl MappingView {
                 let gone = if file.deleted { " (deleted)" } else { "" };
                 (format!("{}{gone}", text(&file.path)), file.offset)
             }
+            Backing::Object { key, offset, .. } => (format!("object {:x}:{}", key.0, key.1), *offset),
             Backing::SharedAnon { id, offset } => (format!("shared memory {id}"), *offset),
             Backing::Anon => {
                 let label = vma.name.as_deref().map(text).unwrap_or_default();
@@ -265,6 +268,7 @@ fn kind_of(kind: &FileKind) -> (&'static str, String) {
     match kind {
         FileKind::Regular { deleted: true } => ("file", "the name is gone".into()),
         FileKind::Regular { .. } => ("file", String::new()),
+        FileKind::Memfd => ("memfd", String::new()),
         FileKind::Directory => ("directory", String::new()),
         FileKind::LocalDevice => ("device", String::new()),
         FileKind::Tty => ("terminal", String::new()),
@@ -274,6 +278,17 @@ fn kind_of(kind: &FileKind) -> (&'static str, String) {
         FileKind::Epoll { targets } => ("epoll", format!("watches {}", targets.len())),
         FileKind::TimerFd { value_ns, .. } => ("timerfd", format!("in {} ms", value_ns / 1_000_000)),
         FileKind::SignalFd { mask } => ("signalfd", format!("mask {mask:016x}")),
+        FileKind::Path { deleted: true } => ("path", "the name is gone".into()),
+        FileKind::Path { .. } => ("path", String::new()),
+        FileKind::Pidfd { pid: 0 } => ("pidfd", "a process that has ended".into()),
+        FileKind::Pidfd { pid } => ("pidfd", format!("process {pid}")),
+        FileKind::Proc { pid: 0 } => ("proc", String::new()),
+        FileKind::Proc { pid } => ("proc", format!("of process {pid}")),
+        FileKind::Namespace => ("namespace", String::new()),
+        FileKind::Inotify { watches } => ("inotify", format!("watches {}", watches.len())),
+        FileKind::PtyMaster { index } => ("terminal", format!("the master of /dev/pts/{index}")),
+        FileKind::PtySlave { index } => ("terminal", format!("/dev/pts/{index}, of the image")),
+        FileKind::Socket { what } => ("socket", what.clone()),
         FileKind::Foreign { handle } => ("foreign", format!("handle {handle}")),
         FileKind::Unsupported { what } => ("other", what.clone()),
     }

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use std::collections::BTreeSet;
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Highest descriptor number looked at.
@@ -26,15 +26,32 @@ pub fn install_fds(
     table: &[(i32, BorrowedFd<'_>, bool)],
 ) -> Result<(), TraceeError> {
     close_others(tracee, keep)?;
+    pass_fds(tracee, keep, table)
+}
+
+/// Installs descriptors beside those that it has; none of the numbers `taken` is used on the way.
+pub fn pass_fds(
+    tracee: &mut Tracee,
+    taken: &BTreeSet<i32>,
+    table: &[(i32, BorrowedFd<'_>, bool)],
+) -> Result<(), TraceeError> {
     if table.is_empty() {
         return Ok(());
     }
-    let mut taken: BTreeSet<i32> = keep.clone();
+    let mut taken: BTreeSet<i32> = taken.clone();
     taken.extend(table.iter().map(|(fd, _, _)| *fd));
     let door = Door::open(tracee, &taken)?;
     let result = table.iter().try_for_each(|&(fd, file, cloexec)| door.pass(tracee, fd, file, cloexec));
     tracee.syscall(0, libc::SYS_close, [door.inside as u64, 0, 0, 0, 0, 0])?;
     result
+}
+
+/// Gives it one descriptor, close-on-exec, where there is room; its number.
+pub fn pass_one(tracee: &mut Tracee, file: BorrowedFd<'_>) -> Result<i32, TraceeError> {
+    let door = Door::open(tracee, &BTreeSet::new())?;
+    let got = door.send(tracee.pid(), file).and_then(|()| door.receive_inside(tracee));
+    tracee.syscall(0, libc::SYS_close, [door.inside as u64, 0, 0, 0, 0, 0])?;
+    got
 }
 
 fn close_others(tracee: &mut Tracee, keep: &BTreeSet<i32>) -> Result<(), TraceeError> {
@@ -106,6 +123,16 @@ impl Door {
         Ok(fd)
     }
 
+    fn send(&self, pid: i32, file: BorrowedFd<'_>) -> Result<(), TraceeError> {
+        let files = [file.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&files)];
+        let flags = MsgFlags::empty();
+        let failed = |errno| TraceeError::Kernel { operation: "passing a descriptor", tid: pid, errno };
+        sendmsg::<UnixAddr>(self.ours.as_raw_fd(), &[IoSlice::new(b"f")], &rights, flags, None)
+            .map(drop)
+            .map_err(failed)
+    }
+
     fn pass(
         &self,
         tracee: &mut Tracee,
@@ -113,21 +140,7 @@ impl Door {
         file: BorrowedFd<'_>,
         cloexec: bool,
     ) -> Result<(), TraceeError> {
-        let pid = tracee.pid();
-        let files = [file.as_raw_fd()];
-        let rights = [ControlMessage::ScmRights(&files)];
-        sendmsg::<UnixAddr>(
-            self.ours.as_fd().as_raw_fd(),
-            &[IoSlice::new(b"f")],
-            &rights,
-            MsgFlags::empty(),
-            None,
-        )
-        .map_err(|errno| TraceeError::Kernel {
-            operation: "passing a descriptor",
-            tid: pid,
-            errno,
-        })?;
+        self.send(tracee.pid(), file)?;
         let got = self.receive_inside(tracee)?;
         if got == fd {
             let flag = if cloexec { libc::FD_CLOEXEC as u64 } else { 0 };

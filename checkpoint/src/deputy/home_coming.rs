@@ -1,6 +1,8 @@
 //! What a deputy needs before its guest's image is rebuilt in it.
 
 use super::{Deputy, SigInfo, signal_number};
+use crate::inventory::tree::has_ended;
+use crate::proc::status::Status;
 use crate::sys::ptrace::SIGINFO_LEN;
 use crate::tracee::{Tracee, TraceeError, stub};
 
@@ -111,6 +113,41 @@ impl Deputy {
         }
         Ok((tracee, out))
     }
+}
+
+/// Takes note of children that have ended, as their parent has done where it ran: of all but `unknown`,
+/// which it has not waited for there.
+pub fn reap_ended_children(tracee: &mut Tracee, unknown: &[i32]) -> Result<(), TraceeError> {
+    let children = crate::inventory::tree::children(tracee.pid());
+    for child in children.into_iter().filter(|child| !unknown.contains(child)) {
+        let ended = Status::read(child).is_ok_and(|status| has_ended(child, &status));
+        if ended {
+            let flags = (libc::WNOHANG | libc::__WALL) as u64;
+            // ECHILD: it is gone by itself.
+            tracee.syscall(0, libc::SYS_wait4, [child as u64, 0, flags, 0, 0, 0])?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets what is pending on single threads: nothing that is pending on the process must be left.
+pub fn drop_thread_signals(tracee: &mut Tracee) -> Result<(), TraceeError> {
+    let Some((at, _)) = tracee.stub_range() else { return Ok(()) };
+    let scratch = tracee.scratch();
+    for i in 0..tracee.thread_count() {
+        if !has_pending(tracee.tid(i)) {
+            continue;
+        }
+        // Bounded by the kernel's own limit on queued signals, and by this.
+        for _ in 0..65_536 {
+            tracee.write_mem(scratch, &[0; 16])?;
+            let args = [at + stub::SIGSET, scratch + 512, scratch, 8, 0, 0];
+            if tracee.syscall(i, libc::SYS_rt_sigtimedwait, args)? <= 0 {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn has_pending(tid: i32) -> bool {

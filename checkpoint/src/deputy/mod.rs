@@ -13,8 +13,10 @@ mod fds;
 mod home_coming;
 mod park;
 
-pub use fds::install_fds;
-pub use home_coming::{drain_pending, reconcile_threads, requeue_signal, take_slot};
+pub use fds::{install_fds, pass_fds, pass_one};
+pub use home_coming::{
+    drain_pending, drop_thread_signals, reap_ended_children, reconcile_threads, requeue_signal, take_slot,
+};
 
 use crate::sys::ptrace::{self, Regs, SIGINFO_LEN, Stop, SyscallSide};
 use crate::tracee::{ALL_SIGNALS, STOP_LIMIT, Tracee, TraceeError, stub};
@@ -190,7 +192,7 @@ impl Deputy {
     pub fn end(mut self, end: End) -> Result<(), TraceeError> {
         match end {
             End::Signalled { signal, .. } if i32::from(signal) == libc::SIGKILL => {
-                self.kill(libc::SIGKILL);
+                self.kill_and_reap();
                 return Ok(());
             }
             _ => {}
@@ -224,6 +226,18 @@ impl Deputy {
             nix::unistd::Pid::from_raw(self.pid),
             nix::sys::signal::Signal::try_from(signal).ok(),
         );
+    }
+
+    /// Kills it, and takes note of that as its tracer, so that its parent hears of it at once.
+    pub fn kill_and_reap(self) {
+        self.kill(libc::SIGKILL);
+        let deadline = Instant::now() + STOP_LIMIT;
+        while Instant::now() < deadline {
+            match ptrace::wait(self.pid, false) {
+                Ok(Some(Stop::Gone(_))) | Err(_) => return,
+                Ok(_) => std::thread::sleep(Duration::from_micros(50)),
+            }
+        }
     }
 
     /// Freezes it again, for the home-coming: gives a [`Tracee`] with the stub in place.

@@ -4,20 +4,37 @@
 //! system calls run inside it. Nothing of it changes but the stub, which the freeze's end removes.
 
 mod inside;
+mod loader;
+mod membarrier;
+pub mod objects;
 mod pages;
+mod parents;
 mod pipes;
+mod reports;
+pub(crate) mod seccomp;
 mod shared;
-mod timers;
+pub mod sockets;
+mod terminals;
+pub(crate) mod timers;
+mod traits;
 pub mod tree;
+mod waits;
 
-pub use pages::{Run, for_each_run};
+pub use pages::{Run, for_each_run, for_each_run_of_child};
+pub use waits::Waits;
 
-use crate::image::{CredsImage, FsImage, MiscImage, MmImage, ProcessImage, SignalsImage, ThreadImage};
-use crate::inventory;
+use crate::image::cpu::CpuImage;
+use crate::image::reports::ReportImage;
+use crate::image::shares::{ApartImage, SharesImage};
+use crate::image::{
+    CredsImage, FsImage, MiscImage, MmImage, ProcessImage, RseqImage, SignalsImage, ThreadImage, Vma,
+};
+use crate::inventory::{self, family::Family};
 use crate::proc::{self, status::Stat, status::Status};
+use crate::sys::kcmp::{self, Shared};
 use crate::sys::pagemap_scan::Scanner;
 use crate::sys::{ptrace, sched};
-use crate::tracee::{Tracee, TraceeError, arrange_restart};
+use crate::tracee::{Tracee, TraceeError};
 use inside::Inside;
 use std::io;
 
@@ -58,16 +75,19 @@ pub enum DumpError {
 }
 
 /// Reads everything but memory. Maps the stub if there is none.
-pub fn read_state(tracee: &mut Tracee) -> Result<ProcessImage, DumpError> {
-    let alone = [tracee.pid()];
-    read_state_of(tracee, &alone)
+///
+/// `waits` is what was seen before the freeze.
+pub fn read_state(tracee: &mut Tracee, waits: &mut Waits) -> Result<ProcessImage, DumpError> {
+    let alone = Family::of(vec![tracee.pid()]);
+    read_state_of(tracee, &alone, waits)
 }
 
 /// The same of a process that is carried with a family, itself among it.
-fn read_state_of(tracee: &mut Tracee, family: &[i32]) -> Result<ProcessImage, DumpError> {
+fn read_state_of(tracee: &mut Tracee, family: &Family, waits: &mut Waits) -> Result<ProcessImage, DumpError> {
+    waits.frozen();
     let pid = tracee.pid();
-    let mut vmas =
-        inventory::mappings::read(pid).map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
+    let (vmas, creds_of_threads) = read_outside(tracee);
+    let mut vmas = vmas.map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
     if let Some((at, len)) = tracee.stub_range() {
         // A stub that is there already is none of the process' mappings.
         vmas.retain(|vma| vma.end <= at || vma.start >= at + len);
@@ -76,33 +96,109 @@ fn read_state_of(tracee: &mut Tracee, family: &[i32]) -> Result<ProcessImage, Du
     let files =
         inventory::files::read(pid, family).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
     tracee.install_stub(&[])?;
+    waits.of_restart_blocks(tracee)?;
     let status = status(pid)?;
     let stat = Stat::read(pid).map_err(|source| DumpError::Proc { what: "stat", pid, source })?;
+    let lost = tracee.has_lost_its_leader().then(|| tracee.process());
+    let mut inside = Inside::ask(tracee)?;
+    let mm = read_mm(&inside, &stat, vmas)?;
+    let mut timers = timers::read(&mut inside)?;
+    // After the timers: what goes off meanwhile must not be lost.
     let pending = pending(pid, true)?;
-    let mut inside = Inside::new(tracee);
-    let mm = read_mm(&mut inside, &stat, vmas)?;
-    let actions = inside.actions()?;
-    let timers = timers::read(&mut inside)?;
-    let creds = read_creds(&mut inside, &status)?;
-    let misc = read_misc(&mut inside)?;
-    let limits = inside.limits()?;
-    let threads = read_threads(&mut inside)?;
+    let creds = read_creds(pid, &status, inside.process.securebits)?;
+    let misc = read_misc(&inside)?;
+    let (seccomp, filters) = seccomp::read(&inside, &status)?;
+    let mut threads = read_threads(&mut inside, &creds, creds_of_threads?, waits)?;
+    for (thread, filters) in threads.iter_mut().zip(filters) {
+        thread.seccomp_filters = filters;
+    }
+    let of_threads = threads.iter().flat_map(|thread| &thread.pending);
+    timers::disarm_gone_off(&mut timers, pending.iter().chain(of_threads));
+    let fs = read_fs(pid, &status)?;
+    read_apart(&inside, &fs, &mut threads)?;
+    let traits = inside.traits_of_memory(&mm.vmas, &status)?;
+    let (actions, limits) = (inside.process.actions, inside.process.limits);
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
-    Ok(ProcessImage {
+    let mut image = ProcessImage {
         pid: status.inner_id().unwrap_or(pid),
         ppid: 0,
         zombies: Vec::new(),
         pgid: number(5)? as i32,
         sid: number(6)? as i32,
+        exit_signal: number(38)? as i32,
+        parent_tid: 0,
         mm,
         threads,
         signals: SignalsImage { actions, pending, stopped_by: tracee.group_stop() },
         timers,
         creds,
+        seccomp,
         limits,
-        fs: read_fs(pid, &status)?,
+        fs,
         files,
         misc,
+        shares: SharesImage::default(),
+        report: ReportImage::default(),
+        traits,
+    };
+    if let Some(leader) = lost {
+        add_lost_leader(leader, &mut image)?;
+    }
+    Ok(image)
+}
+
+/// A leader that has ended before the others: it has a number, a name and a status.
+fn add_lost_leader(pid: i32, image: &mut ProcessImage) -> Result<(), DumpError> {
+    let strange = || DumpError::Strange { what: "stat of its leader", pid };
+    let stat = Stat::read(pid).map_err(|source| DumpError::Proc { what: "stat", pid, source })?;
+    let number = |n| stat.number(n).map(|number| number as i32).ok_or_else(strange);
+    let first = image.threads.first().ok_or_else(strange)?;
+    image.pid = status(pid)?.inner_id().unwrap_or(pid);
+    // proc_pid_stat(5): exit_signal, exit_code.
+    image.exit_signal = number(38)?;
+    let leader = ThreadImage {
+        tid: image.pid,
+        regs: vec![0; first.regs.len()],
+        wait_left_ns: None,
+        sigmask: u64::MAX,
+        rseq: RseqImage::default(),
+        robust_list: (0, 0),
+        clear_child_tid: 0,
+        altstack: (0, libc::SS_DISABLE as u32, 0),
+        pending: Vec::new(),
+        comm: proc::read(pid, "comm").unwrap_or_default().trim_ascii_end().to_vec(),
+        pdeathsig: 0,
+        creds: None,
+        apart: ApartImage { ended: Some(number(52)?), ..ApartImage::default() },
+        ..first.clone()
+    };
+    image.threads.insert(0, leader);
+    Ok(())
+}
+
+/// Mappings, and credentials of the threads beside the leader, without their securebits: with many
+/// threads both are read at the same time.
+fn read_outside(tracee: &Tracee) -> (io::Result<Vec<Vma>>, Result<Vec<CredsImage>, DumpError>) {
+    const MANY: usize = 16;
+    let pid = tracee.pid();
+    let tids: Vec<i32> = (1..tracee.thread_count()).map(|i| tracee.tid(i)).collect();
+    let creds = || {
+        let of_thread = |&tid: &i32| {
+            let status = Status::of_thread(pid, tid).map_err(|source| DumpError::Proc {
+                what: "status",
+                pid: tid,
+                source,
+            })?;
+            read_creds(tid, &status, 0)
+        };
+        tids.iter().map(of_thread).collect()
+    };
+    if tids.len() < MANY {
+        return (inventory::mappings::read(pid), creds());
+    }
+    std::thread::scope(|scope| {
+        let creds = scope.spawn(creds);
+        (inventory::mappings::read(pid), creds.join().expect("who reads does not panic"))
     })
 }
 
@@ -110,7 +206,7 @@ fn status(pid: i32) -> Result<Status, DumpError> {
     Status::read(pid).map_err(|source| DumpError::Proc { what: "status", pid, source })
 }
 
-fn read_mm(inside: &mut Inside<'_>, stat: &Stat, vmas: Vec<crate::image::Vma>) -> Result<MmImage, DumpError> {
+fn read_mm(inside: &Inside<'_>, stat: &Stat, vmas: Vec<Vma>) -> Result<MmImage, DumpError> {
     let pid = inside.pid();
     let at = |what| move |source| DumpError::Proc { what, pid, source };
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
@@ -121,7 +217,7 @@ fn read_mm(inside: &mut Inside<'_>, stat: &Stat, vmas: Vec<crate::image::Vma>) -
         number(45)?,
         number(46)?,
         number(47)?,
-        inside.brk()?,
+        inside.process.brk,
         number(28)?,
         number(48)?,
         number(49)?,
@@ -136,6 +232,7 @@ fn read_mm(inside: &mut Inside<'_>, stat: &Stat, vmas: Vec<crate::image::Vma>) -
     if let Some(path) = exe.strip_suffix(b" (deleted)") {
         exe = path.to_vec();
     }
+    let vdso = inside.read_vdso(&vmas);
     Ok(MmImage {
         vmas,
         guards,
@@ -143,7 +240,9 @@ fn read_mm(inside: &mut Inside<'_>, stat: &Stat, vmas: Vec<crate::image::Vma>) -
         auxv: proc::read(pid, "auxv").map_err(at("auxv"))?,
         exe,
         coredump_filter: u32::from_str_radix(filter.trim(), 16).unwrap_or(0x33),
-        thp_disable: inside.prctl_value(libc::PR_GET_THP_DISABLE)? == 1,
+        vdso,
+        thp_disable: inside.process.thp_disable > 0,
+        pkeys: inside.process.pkeys,
     })
 }
 
@@ -169,8 +268,32 @@ fn read_fs(pid: i32, status: &Status) -> Result<FsImage, DumpError> {
     })
 }
 
-fn read_creds(inside: &mut Inside<'_>, status: &Status) -> Result<CredsImage, DumpError> {
-    let pid = inside.pid();
+/// Working directories of threads that have their own.
+fn read_apart(inside: &Inside<'_>, leaders: &FsImage, threads: &mut [ThreadImage]) -> Result<(), DumpError> {
+    let leader = inside.pid();
+    // Of each that is not the leader's: who was found to have it first, outside and inside.
+    let mut apart: Vec<(i32, i32)> = Vec::new();
+    for (i, thread) in threads.iter_mut().enumerate().skip(1) {
+        let tid = inside.original(i).tid;
+        let same = |other: i32| kcmp::shared(other, tid, Shared::Fs) == Ok(true);
+        if kcmp::shared(leader, tid, Shared::Fs) != Ok(false) {
+            continue;
+        }
+        if let Some(&(_, first)) = apart.iter().find(|&&(first, _)| same(first)) {
+            thread.apart.fs_with = first;
+            continue;
+        }
+        let own = read_fs(tid, &status(tid)?)?;
+        if own.root != leaders.root {
+            return Err(TraceeError::Unfit { pid: leader, what: "a thread of it has another root" }.into());
+        }
+        thread.apart.fs = Some(own);
+        apart.push((tid, thread.tid));
+    }
+    Ok(())
+}
+
+fn read_creds(pid: i32, status: &Status, securebits: u32) -> Result<CredsImage, DumpError> {
     let four = |key| {
         <[u32; 4]>::try_from(status.numbers(key))
             .map_err(|_| DumpError::Strange { what: "status (ids)", pid })
@@ -181,12 +304,12 @@ fn read_creds(inside: &mut Inside<'_>, status: &Status) -> Result<CredsImage, Du
         gids: four("Gid")?,
         groups: status.numbers("Groups"),
         caps: [mask("CapInh")?, mask("CapPrm")?, mask("CapEff")?, mask("CapBnd")?, mask("CapAmb")?],
-        securebits: inside.prctl_value(libc::PR_GET_SECUREBITS)? as u32,
+        securebits,
         no_new_privs: status.decimal("NoNewPrivs") == Some(1),
     })
 }
 
-fn read_misc(inside: &mut Inside<'_>) -> Result<MiscImage, DumpError> {
+fn read_misc(inside: &Inside<'_>) -> Result<MiscImage, DumpError> {
     let pid = inside.pid();
     let text = |name| {
         let bytes = proc::read(pid, name).unwrap_or_default();
@@ -199,51 +322,61 @@ fn read_misc(inside: &mut Inside<'_>) -> Result<MiscImage, DumpError> {
     })?;
     Ok(MiscImage {
         personality: u32::from_str_radix(&text("personality"), 16).unwrap_or(0),
-        dumpable: inside.prctl_value(libc::PR_GET_DUMPABLE)? as u32,
-        child_subreaper: inside.prctl_word(libc::PR_GET_CHILD_SUBREAPER)? as u32 != 0,
+        dumpable: inside.process.dumpable,
+        child_subreaper: inside.process.child_subreaper,
         oom_score_adj: text("oom_score_adj").parse().unwrap_or(0),
-        utsname: inside.utsname()?,
-        clocks_ns: inside.clocks()?,
+        utsname: inside.process.utsname.clone(),
+        clocks_ns: inside.process.clocks,
         kernel: uname.release().to_string_lossy().into_owned(),
+        cpu: CpuImage::here().clone(),
+        membarrier: inside.process.membarrier,
     })
 }
 
-fn read_threads(inside: &mut Inside<'_>) -> Result<Vec<ThreadImage>, DumpError> {
-    (0..inside.thread_count()).map(|i| read_thread(inside, i)).collect()
+fn read_threads(
+    inside: &mut Inside<'_>,
+    leaders: &CredsImage,
+    of_others: Vec<CredsImage>,
+    waits: &mut Waits,
+) -> Result<Vec<ThreadImage>, DumpError> {
+    let mut threads = vec![read_thread(inside, 0, waits)?];
+    for (i, own) in (1..inside.thread_count()).zip(of_others) {
+        let own = CredsImage { securebits: inside.threads[i].securebits, ..own };
+        let creds = (own != *leaders).then_some(own);
+        threads.push(ThreadImage { creds, ..read_thread(inside, i, waits)? });
+    }
+    Ok(threads)
 }
 
-fn read_thread(inside: &mut Inside<'_>, i: usize) -> Result<ThreadImage, DumpError> {
+fn read_thread(inside: &mut Inside<'_>, i: usize, waits: &mut Waits) -> Result<ThreadImage, DumpError> {
     let found = inside.original(i).clone();
     let tid = found.tid;
-    let mut regs = found.regs;
-    if regs.orig_rax() == libc::SYS_restart_syscall as u64
-        && let Some(call) = inside.original_call(&regs)
-    {
-        regs.set_orig_rax(call as u64);
-    }
-    arrange_restart(&mut regs);
-    let comm = proc::read(tid, "comm").unwrap_or_default();
+    let (regs, wait_left_ns) = inside.interrupted_call(i, waits);
+    let asked = &inside.threads[i];
     Ok(ThreadImage {
-        tid: status(tid)?.inner_id().unwrap_or(tid),
+        tid: asked.tid,
         regs: regs.0.to_vec(),
+        wait_left_ns,
         xstate: found.xstate,
         sigmask: found.sigmask,
         rseq: found.rseq,
         robust_list: sched::robust_list(tid).unwrap_or_default(),
-        clear_child_tid: inside.thread_word(i, PR_GET_TID_ADDRESS)?,
-        altstack: inside.altstack(i)?,
+        clear_child_tid: asked.clear_child_tid,
+        altstack: asked.altstack,
         pending: pending(tid, false)?,
-        comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+        comm: asked.comm.clone(),
         sched: sched::attributes(tid).unwrap_or_default(),
         affinity: sched::affinity(tid).unwrap_or_default(),
-        timer_slack_ns: inside.thread_value(i, libc::PR_GET_TIMERSLACK)? as u64,
+        timer_slack_ns: asked.timer_slack_ns,
         ioprio: sched::io_priority(tid).unwrap_or(0),
-        pdeathsig: inside.thread_word(i, libc::PR_GET_PDEATHSIG)? as u32,
+        pdeathsig: asked.pdeathsig,
+        creds: None,
+        seccomp_mode: asked.seccomp_mode,
+        seccomp_filters: Vec::new(),
+        apart: ApartImage::default(),
+        traits: asked.traits.clone(),
     })
 }
-
-/// `prctl(2)`: where the kernel clears and wakes at the thread's end.
-const PR_GET_TID_ADDRESS: i32 = 40;
 
 /// What is pending, oldest first.
 fn pending(tid: i32, shared: bool) -> Result<Vec<Vec<u8>>, DumpError> {

@@ -1,15 +1,13 @@
 //! Memory of a frozen process, in runs.
 
 use super::DumpError;
+use super::loader::{Loader, RUN};
+use super::parents::{Frames, Whose};
 use super::shared::{Given, data_ranges};
 use crate::image::{Backing, MmImage, Vma, VmaFlags};
 use crate::sys::pagemap_scan::{IS_FILE, IS_PFNZERO, Region, Scanner};
-use crate::sys::process_vm;
 use crate::tracee::Tracee;
 use nix::errno::Errno;
-
-/// Largest run, bytes: one buffer, used again, stays in the cache.
-pub const RUN: usize = 1 << 20;
 
 /// A part of memory.
 #[derive(Debug)]
@@ -28,6 +26,13 @@ pub enum Run<'a> {
         /// How much.
         len: u64,
     },
+    /// Pages that are the same as the parent's at the same place.
+    Same {
+        /// Where.
+        addr: u64,
+        /// How much.
+        len: u64,
+    },
 }
 
 /// Calls `each` for all memory that the target cannot get elsewhere: present pages of anonymous
@@ -37,32 +42,63 @@ pub enum Run<'a> {
 pub fn for_each_run<E: From<DumpError>>(
     tracee: &Tracee,
     mm: &MmImage,
+    each: impl FnMut(Run<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    runs(tracee, mm, Frames::open(tracee.pid(), mm, None)?, each)
+}
+
+/// The same of a child whose parent is frozen too: `parent` is its PID and its memory. Pages that both
+/// share are told as such ([`Run::Same`]).
+pub fn for_each_run_of_child<E: From<DumpError>>(
+    tracee: &Tracee,
+    mm: &MmImage,
+    parent: (i32, &MmImage),
+    each: impl FnMut(Run<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let frames = Frames::open(tracee.pid(), mm, Some(parent))?;
+    runs(tracee, mm, frames, each)
+}
+
+fn runs<E: From<DumpError>>(
+    tracee: &Tracee,
+    mm: &MmImage,
+    mut frames: Frames,
     mut each: impl FnMut(Run<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let pid = tracee.pid();
     let mut scanner =
         Scanner::open(pid).map_err(|source| DumpError::Proc { what: "pagemap", pid, source })?;
-    let mut buffer = vec![0u8; RUN];
-    let mut given = Given::default();
-    for vma in mm.vmas.iter().filter(|vma| !vma.flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP)) {
-        for region in regions(pid, &mut scanner, &mut given, vma)? {
-            if region.categories & IS_PFNZERO != 0 {
-                // Fresh anonymous memory is zero anyway.
-                if matches!(vma.backing, Backing::File(_)) {
-                    each(Run::Zero { addr: region.start, len: region.end - region.start })?;
+    let memory = tracee.memory().map_err(DumpError::from)?;
+    std::thread::scope(|scope| {
+        let mut loader = Loader::new(scope, &memory);
+        let mut given = Given::default();
+        for vma in mm.vmas.iter().filter(|vma| !vma.flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP)) {
+            for region in regions(pid, &mut scanner, &mut given, vma)? {
+                if region.categories & IS_PFNZERO != 0 {
+                    // Fresh anonymous memory is zero anyway.
+                    if matches!(vma.backing, Backing::File(_) | Backing::Object { .. }) {
+                        each(Run::Zero { addr: region.start, len: region.end - region.start })?;
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let mut at = region.start;
-            while at < region.end {
-                let len = (region.end - at).min(RUN as u64) as usize;
-                read(tracee, at, &mut buffer[..len])?;
-                each(Run::Data { addr: at, bytes: &buffer[..len] })?;
-                at += len as u64;
+                let parts = match vma.shared {
+                    true => vec![(region.start, region.end, Whose::Own)],
+                    false => frames.split(region.start, region.end)?,
+                };
+                for (start, end, whose) in parts {
+                    match whose {
+                        Whose::Own => {
+                            let mut data = |addr: u64, bytes: &[u8]| each(Run::Data { addr, bytes });
+                            loader.add(start, end, &mut data)?;
+                        }
+                        Whose::Common => read_common(tracee, start, end, &mut each)?,
+                        Whose::Parents => each(Run::Same { addr: start, len: end - start })?,
+                    }
+                }
             }
         }
-    }
-    Ok(())
+        loader.finish(&mut |addr: u64, bytes: &[u8]| each(Run::Data { addr, bytes }))
+    })
 }
 
 /// The parts of a mapping whose contents belong into the image.
@@ -70,7 +106,7 @@ fn regions(pid: i32, scanner: &mut Scanner, given: &mut Given, vma: &Vma) -> Res
     let failed = |errno: Errno| DumpError::Memory { pid, addr: vma.start, errno };
     match &vma.backing {
         Backing::Anon => scanner.occupied(vma.start, vma.end, false).map_err(failed),
-        Backing::File(_) if !vma.shared => {
+        Backing::File(_) | Backing::Object { .. } if !vma.shared => {
             let mut found = scanner.occupied(vma.start, vma.end, true).map_err(failed)?;
             found.retain(|region| region.categories & IS_FILE == 0);
             Ok(found)
@@ -83,15 +119,26 @@ fn regions(pid: i32, scanner: &mut Scanner, given: &mut Given, vma: &Vma) -> Res
                 source,
             })
         }
-        Backing::File(_) | Backing::Vdso | Backing::Vvar | Backing::Vsyscall => Ok(Vec::new()),
+        Backing::File(_) | Backing::Object { .. } | Backing::Vdso | Backing::Vvar | Backing::Vsyscall => {
+            Ok(Vec::new())
+        }
     }
 }
 
-fn read(tracee: &Tracee, at: u64, buffer: &mut [u8]) -> Result<(), DumpError> {
-    let pid = tracee.pid();
-    // Refused for memory without PROT_READ; `/proc/PID/mem` reads that too (FOLL_FORCE).
-    match process_vm::read(pid, at, buffer) {
-        Ok(()) => Ok(()),
-        Err(_) => Ok(tracee.read_mem(at, buffer)?),
+/// Reads pages that other processes have too, so that they stay common.
+fn read_common<E: From<DumpError>>(
+    tracee: &Tracee,
+    start: u64,
+    end: u64,
+    each: &mut impl FnMut(Run<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut buffer = vec![0; (end - start).min(RUN as u64) as usize];
+    let mut at = start;
+    while at < end {
+        let bytes = &mut buffer[..(end - at).min(RUN as u64) as usize];
+        tracee.read_mem(at, bytes).map_err(DumpError::from)?;
+        each(Run::Data { addr: at, bytes })?;
+        at += bytes.len() as u64;
     }
+    Ok(())
 }

@@ -1,18 +1,16 @@
 //! Interval timers and POSIX timers (`/proc/PID/timers`, proc(5)).
 
 use super::DumpError;
-use super::inside::Inside;
+use super::inside::{Inside, TimerAnswer};
 use crate::image::{PosixTimer, TimersImage};
-use crate::proc::{self, status::Status};
+use crate::inventory::timers::{is_of_its_maker, parse};
+use crate::proc::{self, status::Status, timer_list};
 use crate::sys::fd::{pidfd_getfd, pidfd_open};
 use crate::sys::timerfd::count_expirations;
 use std::os::fd::AsFd;
 
 pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
-    let mut image = TimersImage::default();
-    for (which, timer) in image.itimers.iter_mut().enumerate() {
-        *timer = inside.itimer(which as u64)?;
-    }
+    let mut image = TimersImage { itimers: inside.process.itimers, ..TimersImage::default() };
     let pid = inside.pid();
     // Without it (CONFIG_CHECKPOINT_RESTORE) nobody can know what timers there are.
     let text = proc::read(pid, "timers").map_err(|source| DumpError::Proc {
@@ -21,8 +19,17 @@ pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
         source,
     })?;
     let text = String::from_utf8_lossy(&text);
-    for mut timer in parse(&text) {
-        (timer.interval_ns, timer.value_ns, timer.overrun) = inside.posix_timer(timer.id)?;
+    let timers = parse(&text);
+    let asked: Vec<(i32, i32)> = timers.iter().map(|timer| (timer.id, timer.clock)).collect();
+    let answers = inside.posix_timers(&asked)?;
+    let times_of_day = times_of_day(timers.iter().zip(&answers));
+    for (mut timer, answer) in timers.into_iter().zip(answers) {
+        (timer.interval_ns, timer.value_ns, timer.overrun) =
+            (answer.interval_ns, answer.value_ns, answer.overrun);
+        timer.due_ns = due(timer.clock, &answer, &times_of_day);
+        if is_of_its_maker(timer.clock) {
+            timer.owner = owner(inside, &timer)?;
+        }
         if timer.tid != 0 {
             // As the thread is known in its own namespace.
             timer.tid = Status::read(timer.tid).ok().and_then(|s| s.inner_id()).unwrap_or(timer.tid);
@@ -30,6 +37,85 @@ pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
         image.posix.push(timer);
     }
     Ok(image)
+}
+
+/// When timers that are set to a time of day are due. The kernel's list misses one now and then, when
+/// another one before it goes off while it is made (`print_active_timers`, kernel/time/timer_list.c).
+fn times_of_day<'a>(timers: impl Iterator<Item = (&'a PosixTimer, &'a TimerAnswer)> + Clone) -> Vec<u64> {
+    const LOOKS: usize = 4;
+    let mut found = Vec::new();
+    for _ in 0..LOOKS {
+        let mut open = timers.clone().filter(|(timer, answer)| {
+            let set = timer.clock == libc::CLOCK_REALTIME && answer.value_ns > 0;
+            set && due(timer.clock, answer, &found).is_none()
+        });
+        if open.next().is_none() {
+            break;
+        }
+        found.extend(timer_list::times_of_day().unwrap_or_default());
+    }
+    found
+}
+
+/// When a timer is due on its clock.
+fn due(clock: i32, answer: &TimerAnswer, times_of_day: &[u64]) -> Option<u64> {
+    let (before, after) = answer.clock_ns?;
+    if answer.value_ns == 0 || clock < 0 {
+        return None;
+    }
+    // Between the two it was asked what is left: it must not be early.
+    let latest = after.checked_add(answer.value_ns)?;
+    if clock != libc::CLOCK_REALTIME {
+        return Some(latest);
+    }
+    let earliest = before.checked_add(answer.value_ns)?;
+    times_of_day.iter().copied().find(|due| (earliest..=latest).contains(due))
+}
+
+/// The TID of the thread whose CPU time a timer counts, which only its rest tells: it shrinks while that
+/// thread runs, and no other thread does. One that is not set is set for that, unless what it has sent
+/// would be lost by it.
+fn owner(inside: &mut Inside<'_>, timer: &PosixTimer) -> Result<i32, DumpError> {
+    let hint = (0..inside.thread_count()).find(|&i| inside.original(i).tid == timer.tid).unwrap_or(0);
+    let idle = timer.value_ns == 0;
+    let has_sent = idle && (timer.overrun > 0 || inside.has_timer_signal(timer.id)?);
+    if inside.thread_count() == 1 || has_sent {
+        return Ok(inside.threads[hint].tid);
+    }
+    const FAR_NS: u64 = 1 << 60;
+    if idle {
+        inside.set_timer(timer.id, FAR_NS)?;
+    }
+    let mut found = hint;
+    for i in std::iter::once(hint).chain((0..inside.thread_count()).filter(|&i| i != hint)) {
+        if inside.timer_counts_thread(timer.id, i)? {
+            found = i;
+            break;
+        }
+    }
+    if idle {
+        inside.set_timer(timer.id, 0)?;
+    }
+    Ok(inside.threads[found].tid)
+}
+
+/// Whether `info` (`siginfo_t`) is what the timer has sent.
+pub fn is_of(info: &[u8], timer: i32) -> bool {
+    const SI_TIMER: i32 = -2;
+    // Number, errno, code, padding; of a timer: its id.
+    let word = |at: usize| {
+        info.get(at..at + 4).map(|bytes| i32::from_le_bytes(bytes.try_into().expect("four bytes")))
+    };
+    word(8) == Some(SI_TIMER) && word(16) == Some(timer)
+}
+
+/// A timer without an interval that went off after it was asked: its signal is among those pending.
+pub fn disarm_gone_off<'a>(timers: &mut TimersImage, pending: impl Iterator<Item = &'a Vec<u8>> + Clone) {
+    for timer in timers.posix.iter_mut().filter(|timer| timer.interval_ns == 0) {
+        if pending.clone().any(|info| is_of(info, timer.id)) {
+            (timer.value_ns, timer.due_ns) = (0, None);
+        }
+    }
 }
 
 /// Brings what `fdinfo` shows of the process' timerfds up to date.
@@ -44,80 +130,4 @@ pub fn settle_timerfds(pid: i32) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// ```text
-/// ID: 1
-/// signal: 60/00007fff86e452a8
-/// notify: signal/pid.2634
-/// ClockID: 0
-/// ```
-fn parse(text: &str) -> Vec<PosixTimer> {
-    let mut out: Vec<PosixTimer> = Vec::new();
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(": ") else { continue };
-        if key == "ID" {
-            let Ok(id) = value.parse() else { continue };
-            out.push(PosixTimer {
-                id,
-                clock: 0,
-                notify: libc::SIGEV_NONE,
-                signo: 0,
-                value: 0,
-                tid: 0,
-                interval_ns: 0,
-                value_ns: 0,
-                overrun: 0,
-            });
-            continue;
-        }
-        let Some(timer) = out.last_mut() else { continue };
-        match key {
-            "signal" => {
-                let (signo, pointer) = value.split_once('/').unwrap_or((value, "0"));
-                timer.signo = signo.parse().unwrap_or(0);
-                timer.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16).unwrap_or(0);
-            }
-            "notify" => {
-                let (how, whom) = value.split_once('/').unwrap_or((value, ""));
-                timer.notify = match how {
-                    "signal" => libc::SIGEV_SIGNAL,
-                    "thread" => libc::SIGEV_THREAD,
-                    _ => libc::SIGEV_NONE,
-                };
-                if let Some(tid) = whom.strip_prefix("tid.") {
-                    timer.notify |= libc::SIGEV_THREAD_ID;
-                    timer.tid = tid.parse().unwrap_or(0);
-                }
-            }
-            "ClockID" => timer.clock = value.trim().parse().unwrap_or(0),
-            _ => {}
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn never_panics(text in "((ID|signal|notify|ClockID): [-0-9a-z./]{0,30}\n){0,8}") {
-            parse(&text);
-        }
-    }
-
-    #[test]
-    fn reads_what_the_kernel_shows() {
-        let text = "ID: 3\nsignal: 34/00007fff86e452a8\nnotify: signal/tid.2634\nClockID: 1\n\
-                    ID: 4\nsignal: 14/0\nnotify: none/pid.1\nClockID: 0\nID: x\n";
-        let timers = parse(text);
-        assert_eq!(timers.len(), 2);
-        assert_eq!((timers[0].id, timers[0].signo, timers[0].tid, timers[0].clock), (3, 34, 2634, 1));
-        assert_eq!(timers[0].notify, libc::SIGEV_SIGNAL | libc::SIGEV_THREAD_ID);
-        assert_eq!(timers[0].value, 0x7fff86e452a8);
-        assert_eq!(timers[1].notify, libc::SIGEV_NONE);
-    }
 }

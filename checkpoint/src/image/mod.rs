@@ -7,7 +7,22 @@
 use serde::{Deserialize, Serialize};
 
 pub mod codec;
+pub mod cpu;
+mod files;
+pub mod kept;
+mod memory;
+pub mod objects;
+pub mod reports;
+pub mod shares;
+pub mod sockets;
 pub mod stream;
+pub mod terminals;
+pub mod traits;
+
+pub use files::{
+    EpollTarget, FdImage, FileKind, FilesImage, LockImage, LockKind, OpenFile, PipeImage, WatchImage,
+};
+pub use memory::{Backing, MAX_VDSO, MappedFile, MmImage, Vma, VmaFlags};
 
 /// Bound on the processes of one image, and on the ended children of one of them.
 pub const MAX_PROCESSES: usize = 4096;
@@ -25,6 +40,11 @@ pub struct ProcessImage {
     pub pgid: i32,
     /// Session.
     pub sid: i32,
+    /// The signal by which it tells its parent of its end; 0: by none.
+    pub exit_signal: i32,
+    /// Which thread of its parent's has it as a child (`__WNOTHREAD`, `PR_SET_PDEATHSIG`): the TID; 0 or
+    /// one that is not there: the leader.
+    pub parent_tid: i32,
     /// Memory.
     pub mm: MmImage,
     /// Leader first, then in rising order of TID.
@@ -33,8 +53,10 @@ pub struct ProcessImage {
     pub signals: SignalsImage,
     /// Interval and POSIX timers.
     pub timers: TimersImage,
-    /// Credentials (the same in every thread, or the process is not migratable yet).
+    /// Credentials of the leader, and of every thread that has none of its own.
     pub creds: CredsImage,
+    /// The system-call filters that its threads name.
+    pub seccomp: SeccompImage,
     /// `prlimit`: resource, soft, hard.
     pub limits: Vec<(u32, u64, u64)>,
     /// Working directory, root, umask.
@@ -43,6 +65,22 @@ pub struct ProcessImage {
     pub files: FilesImage,
     /// What is left.
     pub misc: MiscImage,
+    /// What it shares with earlier processes of the image.
+    pub shares: shares::SharesImage,
+    /// What its parent has heard of its stops.
+    pub report: reports::ReportImage,
+    /// Settings that no file of it tells.
+    pub traits: traits::ProcessTraits,
+}
+
+impl ProcessImage {
+    /// Without the filters that it was found with: a guest's are not its own.
+    pub fn forget_filters(&mut self) {
+        self.seccomp = SeccompImage::default();
+        for thread in &mut self.threads {
+            (thread.seccomp_mode, thread.seccomp_filters) = (0, Vec::new());
+        }
+    }
 }
 
 /// A child that has ended and that its parent has not waited for.
@@ -56,127 +94,10 @@ pub struct ZombieImage {
     pub sid: i32,
     /// How it ended: the raw status of wait(2).
     pub status: i32,
-}
-
-/// The address space.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MmImage {
-    /// Mappings in rising order.
-    pub vmas: Vec<Vma>,
-    /// Guard pages (`MADV_GUARD_INSTALL`): starts and ends, in rising order.
-    pub guards: Vec<(u64, u64)>,
-    /// `start_code end_code start_data end_data start_brk brk start_stack arg_start arg_end
-    /// env_start env_end`: the order of `struct prctl_mm_map`.
-    pub layout: [u64; 11],
-    /// `/proc/PID/auxv` as it is.
-    pub auxv: Vec<u8>,
-    /// Target of `/proc/PID/exe`.
-    pub exe: Vec<u8>,
-    /// `/proc/PID/coredump_filter`.
-    pub coredump_filter: u32,
-    /// `PR_GET_THP_DISABLE`.
-    pub thp_disable: bool,
-}
-
-/// One mapping.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vma {
-    /// First address.
-    pub start: u64,
-    /// One past the last.
-    pub end: u64,
-    /// `PROT_*`.
-    pub prot: u32,
-    /// What is behind it.
-    pub backing: Backing,
-    /// `MAP_SHARED` rather than `MAP_PRIVATE`.
-    pub shared: bool,
-    /// Two-letter flags of `VmFlags:` in `smaps`, packed: see [`VmaFlags`].
-    pub flags: VmaFlags,
-    /// Name given with `PR_SET_VMA_ANON_NAME`, if any.
-    pub name: Option<Vec<u8>>,
-}
-
-bitflags::bitflags! {
-    /// The flags of a mapping that are carried (Documentation/filesystems/proc.rst, `VmFlags`).
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-    #[serde(transparent)]
-    pub struct VmaFlags: u32 {
-        /// `gd`: grows down.
-        const GROWSDOWN = 1;
-        /// `lo`: locked.
-        const LOCKED = 2;
-        /// `lf`: lock on fault.
-        const LOCKONFAULT = 4;
-        /// `hg`: huge pages advised.
-        const HUGEPAGE = 8;
-        /// `nh`: huge pages advised against.
-        const NOHUGEPAGE = 16;
-        /// `dc`: not copied on fork.
-        const DONTFORK = 32;
-        /// `wf`: wiped on fork.
-        const WIPEONFORK = 64;
-        /// `dd`: not dumped.
-        const DONTDUMP = 128;
-        /// `mg`: mergeable.
-        const MERGEABLE = 256;
-        /// `sr`: sequential reads advised.
-        const SEQ_READ = 512;
-        /// `rr`: random reads advised.
-        const RAND_READ = 1024;
-        /// `nr`: no swap reserved.
-        const NORESERVE = 2048;
-        /// `ht`: hugetlb.
-        const HUGETLB = 4096;
-        /// `sl`: sealed (`mseal`).
-        const SEALED = 8192;
-        /// `um`/`uw`/`ui`: registered with a userfaultfd.
-        const USERFAULT = 16384;
-        /// `io`: device memory.
-        const IO = 32768;
-        /// `pf`: pure PFN range.
-        const PFNMAP = 65536;
-    }
-}
-
-/// What is behind a mapping.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Backing {
-    /// Private anonymous memory (heap and stack too).
-    Anon,
-    /// Shared anonymous memory (`MAP_SHARED|MAP_ANONYMOUS`): mappings of one process with the
-    /// same `id` are the same memory.
-    SharedAnon {
-        /// Inode number of the kernel's internal tmpfs file.
-        id: u64,
-        /// Offset into it, bytes.
-        offset: u64,
-    },
-    /// A file.
-    File(MappedFile),
-    /// The vDSO's code.
-    Vdso,
-    /// The vDSO's data (one or more mappings named `[vvar…]`).
-    Vvar,
-    /// `[vsyscall]`: the same on every x86-64 kernel; never touched.
-    Vsyscall,
-}
-
-/// The file behind a mapping.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MappedFile {
-    /// Path in the process' mount namespace, as bytes, without ` (deleted)`.
-    pub path: Vec<u8>,
-    /// The name is gone or stands for another file now.
-    pub deleted: bool,
-    /// `st_dev`.
-    pub dev: u64,
-    /// `st_ino`.
-    pub ino: u64,
-    /// Offset, bytes.
-    pub offset: u64,
-    /// The mapping may be (made) written: a shared one needs a writable descriptor.
-    pub may_write: bool,
+    /// The signal by which it has told its parent; 0: by none.
+    pub exit_signal: i32,
+    /// Which thread of its parent's has it as a child.
+    pub parent_tid: i32,
 }
 
 /// One thread.
@@ -184,9 +105,14 @@ pub struct MappedFile {
 pub struct ThreadImage {
     /// TID in the namespace where it was read.
     pub tid: i32,
-    /// `struct user_regs_struct` (27 words), after system-call restart was arranged.
+    /// `struct user_regs_struct` (27 words) as at an event stop: a call that was interrupted has the
+    /// kernel's own code as its result (`ERESTARTSYS` and the like).
     pub regs: Vec<u64>,
+    /// What was left of the relative time-out of that call, ns, where the kernel kept it
+    /// (`ERESTART_RESTARTBLOCK`); elsewhere the registers say it.
+    pub wait_left_ns: Option<u64>,
     /// `NT_X86_XSTATE` as it is.
+    #[serde(with = "serde_bytes")]
     pub xstate: Vec<u8>,
     /// Blocked signals.
     pub sigmask: u64,
@@ -203,8 +129,10 @@ pub struct ThreadImage {
     /// Name (`comm`).
     pub comm: Vec<u8>,
     /// Scheduling policy and parameters (`sched_getattr`, as it is).
+    #[serde(with = "serde_bytes")]
     pub sched: Vec<u8>,
     /// CPU affinity at home, one bit a CPU. Not applied on another node.
+    #[serde(with = "serde_bytes")]
     pub affinity: Vec<u8>,
     /// `PR_GET_TIMERSLACK`, ns.
     pub timer_slack_ns: u64,
@@ -212,6 +140,35 @@ pub struct ThreadImage {
     pub ioprio: u32,
     /// `PR_GET_PDEATHSIG`.
     pub pdeathsig: u32,
+    /// Credentials, where they are others than the leader's.
+    pub creds: Option<CredsImage>,
+    /// `PR_GET_SECCOMP`: 0 none, 1 strict, 2 filters.
+    pub seccomp_mode: u8,
+    /// Its filters, oldest first: indices into [`SeccompImage::filters`].
+    pub seccomp_filters: Vec<u32>,
+    /// What it does not share with its process.
+    pub apart: shares::ApartImage,
+    /// Settings that no file of it tells.
+    pub traits: traits::ThreadTraits,
+}
+
+/// System-call filters of a process (seccomp(2)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeccompImage {
+    /// Each program once.
+    pub filters: Vec<FilterImage>,
+    /// They were installed with `SECCOMP_FILTER_FLAG_SPEC_ALLOW`, as far as can be seen.
+    pub spec_allow: bool,
+}
+
+/// One system-call filter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterImage {
+    /// `struct sock_filter`, 8 bytes each.
+    #[serde(with = "serde_bytes")]
+    pub program: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_LOG`.
+    pub log: bool,
 }
 
 /// An rseq registration (`PTRACE_GET_RSEQ_CONFIGURATION`).
@@ -266,8 +223,13 @@ pub struct PosixTimer {
     pub interval_ns: u64,
     /// Remainder, ns; 0: disarmed.
     pub value_ns: u64,
-    /// Overrun not yet told.
+    /// Overrun of the expiration that was told last (timer_getoverrun(2)).
     pub overrun: i32,
+    /// When it is due on its clock, ns, where that is a moment rather than a rest: not for clocks of CPU
+    /// time, and for `CLOCK_REALTIME` only if it was set to a time of day.
+    pub due_ns: Option<u64>,
+    /// The thread whose CPU time it counts, if it counts that of the thread that has made it; 0: it does not.
+    pub owner: i32,
 }
 
 /// Credentials.
@@ -300,122 +262,6 @@ pub struct FsImage {
     pub umask: u32,
 }
 
-/// Open files: the table of descriptors over the open file descriptions.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FilesImage {
-    /// Descriptors in rising order.
-    pub fds: Vec<FdImage>,
-    /// Open file descriptions, each once.
-    pub files: Vec<OpenFile>,
-    /// Contents of the internal pipes; empty where the embedder keeps the pipes themselves.
-    pub pipes: Vec<PipeImage>,
-}
-
-/// A pipe that the process has with itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PipeImage {
-    /// Inode number: which [`OpenFile`]s are its ends.
-    pub ino: u64,
-    /// Size of its buffer, bytes.
-    pub capacity: u32,
-    /// What was written and not read.
-    pub data: Vec<u8>,
-}
-
-/// One descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FdImage {
-    /// Number.
-    pub fd: i32,
-    /// Close on exec.
-    pub cloexec: bool,
-    /// Index into [`FilesImage::files`].
-    pub file: u32,
-}
-
-/// One open file description.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenFile {
-    /// `O_*` as `fdinfo` tells them, without `O_CLOEXEC`.
-    pub flags: u32,
-    /// Position, bytes.
-    pub pos: u64,
-    /// Target of `/proc/PID/fd/N`.
-    pub link: Vec<u8>,
-    /// `st_dev`, `st_ino`, `st_mode`, `st_rdev` of the file.
-    pub stat: (u64, u64, u32, u64),
-    /// `F_GETOWN_EX` type and id, `F_GETSIG`; all 0: none.
-    pub owner: (i32, i32, i32),
-    /// What it is.
-    pub kind: FileKind,
-    /// The same number in other processes of the image: the same open file description. 0: none of them
-    /// has it.
-    pub shared: u32,
-}
-
-/// What an open file description stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FileKind {
-    /// A regular file.
-    Regular {
-        /// The name is gone or stands for another file now.
-        deleted: bool,
-    },
-    /// A directory.
-    Directory,
-    /// A character device that is the same on every node: `null`, `zero`, `full`, `random`,
-    /// `urandom`.
-    LocalDevice,
-    /// A terminal.
-    Tty,
-    /// A pipe without a name, or a FIFO: read end, write end, or both (by `flags`).
-    Pipe {
-        /// The other end is held by nobody outside the image.
-        internal: bool,
-    },
-    /// `eventfd`.
-    EventFd {
-        /// Its counter.
-        count: u64,
-        /// `EFD_SEMAPHORE`.
-        semaphore: bool,
-    },
-    /// `epoll`.
-    Epoll {
-        /// What it watches: fd, events, data.
-        targets: Vec<(i32, u32, u64)>,
-    },
-    /// `timerfd`.
-    TimerFd {
-        /// Clock.
-        clock: i32,
-        /// Expirations not yet read.
-        ticks: u64,
-        /// `TFD_TIMER_*` flags of `settime`.
-        settime_flags: u32,
-        /// Remainder, ns; 0: disarmed.
-        value_ns: u64,
-        /// Interval, ns.
-        interval_ns: u64,
-    },
-    /// `signalfd`.
-    SignalFd {
-        /// Which signals (bit n−1 is signal n).
-        mask: u64,
-    },
-    /// Held by the embedder under this handle: migd's home view uses it for what stays open at
-    /// home while the guest is away.
-    Foreign {
-        /// The embedder's own number for it.
-        handle: u64,
-    },
-    /// Anything else: always a blocker; the text says what it is.
-    Unsupported {
-        /// For the refusal.
-        what: String,
-    },
-}
-
 /// What is left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MiscImage {
@@ -433,4 +279,8 @@ pub struct MiscImage {
     pub clocks_ns: (u64, u64),
     /// Kernel release, for the record.
     pub kernel: String,
+    /// The CPU where it was read.
+    pub cpu: cpu::CpuImage,
+    /// What it has registered for by membarrier(2): `MEMBARRIER_CMD_REGISTER_*`.
+    pub membarrier: u32,
 }

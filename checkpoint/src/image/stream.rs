@@ -2,33 +2,41 @@
 //!
 //! ```text
 //! 0..4    b"MGCK"
-//! 4       version (2)
-//! 5       kind: 0 state, 1 data, 2 zero, 3 end, 4 process
+//! 4       version (3)
+//! 5       kind: 0 state, 1 data, 2 zero, 3 end, 4 process, 5 same, 6 object
 //! 6       flags: bit 0 = the body is zstd-compressed
 //! 7       0
 //! 8..16   sequence number, from 0
-//! 16..24  address (data, zero); else 0
+//! 16..24  address (data, zero, same); else 0
 //! 24..28  length of the body in the stream, bytes
 //! 28..32  CRC32C of bytes 0..28 and of the body
 //! ```
 //!
 //! The states of all processes come first, each parent before its children. What follows is memory of
-//! the first, until a *process* frame names another one by its place (as the address).
-//! The body of *state* is the codec's, of *data* whole pages, of *zero* a length (u64), of *end* the
-//! totals. Pages of zeros inside data become *zero* frames. Little-endian throughout.
+//! the first, until a *process* frame names another one by its place (as the address). Objects come between
+//! the states and the memory: after an *object* frame, addresses are offsets into that object, until the
+//! first *process* frame.
+//! The body of *state* and *object* is the codec's, of *data* whole pages, of *zero* and *same* a length
+//! (u64), of *end* the totals. What is *same* is as the memory of the process' parent at that address.
+//! Pages of zeros inside data become *zero* frames. Little-endian throughout.
 
-use super::{ProcessImage, codec};
+mod judge;
+
+use super::objects::{MAX_OBJECTS, ObjectImage};
+use super::{MAX_VDSO, ProcessImage, codec};
+use judge::{Judge, SAMPLE, Verdict};
 use std::io::{self, Read, Write};
+use std::time::Instant;
 
 const MAGIC: &[u8; 4] = b"MGCK";
-const VERSION: u8 = 2;
+const VERSION: u8 = 4;
 const HEADER: usize = 32;
 const COMPRESSED: u8 = 1;
 /// Largest body of a data frame, bytes.
 pub const CHUNK: usize = 1 << 20;
 const PAGE: usize = 4096;
-/// Once data has proved incompressible, one chunk in so many is tried again.
-const PROBE_EVERY: u32 = 16;
+/// Frames up to this length are gathered before they are written, bytes.
+const SMALL: usize = 32 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -38,6 +46,8 @@ enum Kind {
     Zero = 2,
     End = 3,
     Process = 4,
+    Same = 5,
+    Object = 6,
 }
 
 /// Why a stream could not be written or read.
@@ -65,7 +75,7 @@ pub enum StreamError {
 /// How to write.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compress {
-    /// zstd level 1 where it pays, measured on the data as it comes.
+    /// zstd level 1 where it pays, measured on the data and the destination as they come.
     #[default]
     Auto,
     /// Never.
@@ -92,6 +102,8 @@ pub struct StreamStats {
     pub pages: u64,
     /// Of them pages of zeros.
     pub zero_pages: u64,
+    /// Of them pages that are their parent's, and not in the stream again.
+    pub shared_pages: u64,
 }
 
 /// Writes a stream.
@@ -100,9 +112,10 @@ pub struct StreamWriter<W: Write> {
     options: Options,
     compressor: zstd::bulk::Compressor<'static>,
     compressed: Vec<u8>,
+    /// Frames that are written together.
+    small: Vec<u8>,
+    judge: Judge,
     sequence: u64,
-    /// Chunks to pass before compression is tried again; 0: it pays.
-    patience: u32,
     stats: StreamStats,
 }
 
@@ -119,7 +132,8 @@ impl<W: Write> StreamWriter<W> {
             compressor: zstd::bulk::Compressor::new(level)?,
             compressed: vec![0; zstd::zstd_safe::compress_bound(CHUNK)],
             sequence: 0,
-            patience: 0,
+            small: Vec::with_capacity(2 * SMALL + HEADER),
+            judge: Judge::default(),
             stats: StreamStats::default(),
         })
     }
@@ -128,6 +142,13 @@ impl<W: Write> StreamWriter<W> {
     pub fn state(&mut self, image: &ProcessImage) -> Result<(), StreamError> {
         let body = codec::encode(image)?;
         self.frame(Kind::State, 0, 0, &body)
+    }
+
+    /// Describes an object, whose contents are to follow; all come before the memory of processes, which then
+    /// begins with [`Self::process`].
+    pub fn object(&mut self, object: &ObjectImage) -> Result<(), StreamError> {
+        let body = codec::encode(object)?;
+        self.frame(Kind::Object, 0, 0, &body)
     }
 
     /// What follows is memory of this process, by its place among the states.
@@ -169,15 +190,27 @@ impl<W: Write> StreamWriter<W> {
         self.frame(Kind::Zero, 0, addr, &len.to_le_bytes())
     }
 
+    /// Writes that a range is as the parent's of the process.
+    pub fn same(&mut self, addr: u64, len: u64) -> Result<(), StreamError> {
+        self.stats.raw_bytes += len;
+        self.stats.pages += len / PAGE as u64;
+        self.stats.shared_pages += len / PAGE as u64;
+        self.frame(Kind::Same, 0, addr, &len.to_le_bytes())
+    }
+
     fn chunk(&mut self, addr: u64, bytes: &[u8]) -> Result<(), StreamError> {
-        if !self.worth_trying() {
+        let compress = match self.options.compress {
+            Compress::Off => false,
+            Compress::Level(_) => true,
+            Compress::Auto => self.is_worth_it(bytes)?,
+        };
+        if !compress {
+            self.judge.left_plain();
             return self.frame(Kind::Data, 0, addr, bytes);
         }
         let mut compressed = std::mem::take(&mut self.compressed);
-        let length = self.compressor.compress_to_buffer(bytes, compressed.as_mut_slice())?;
-        let pays = length < bytes.len() - bytes.len() / 20;
-        self.patience = if pays { 0 } else { PROBE_EVERY };
-        let result = if pays {
+        let length = self.compress(bytes, &mut compressed)?;
+        let result = if length < bytes.len() - bytes.len() / 20 {
             self.frame(Kind::Data, COMPRESSED, addr, &compressed[..length])
         } else {
             self.frame(Kind::Data, 0, addr, bytes)
@@ -186,15 +219,24 @@ impl<W: Write> StreamWriter<W> {
         result
     }
 
-    fn worth_trying(&mut self) -> bool {
-        match self.options.compress {
-            Compress::Off => false,
-            Compress::Level(_) => true,
-            Compress::Auto => {
-                self.patience = self.patience.saturating_sub(1);
-                self.patience == 0
+    fn is_worth_it(&mut self, bytes: &[u8]) -> Result<bool, StreamError> {
+        match self.judge.verdict() {
+            Verdict::Plain => Ok(false),
+            Verdict::Compress => Ok(true),
+            Verdict::Sample => {
+                let mut compressed = std::mem::take(&mut self.compressed);
+                self.compress(&bytes[..bytes.len().min(SAMPLE)], &mut compressed)?;
+                self.compressed = compressed;
+                Ok(self.judge.verdict() == Verdict::Compress)
             }
         }
+    }
+
+    fn compress(&mut self, bytes: &[u8], into: &mut [u8]) -> Result<usize, StreamError> {
+        let begun = Instant::now();
+        let length = self.compressor.compress_to_buffer(bytes, into)?;
+        self.judge.coded(bytes.len(), length, begun.elapsed());
+        Ok(length)
     }
 
     fn frame(&mut self, kind: Kind, flags: u8, addr: u64, body: &[u8]) -> Result<(), StreamError> {
@@ -208,10 +250,26 @@ impl<W: Write> StreamWriter<W> {
         header[24..28].copy_from_slice(&(body.len() as u32).to_le_bytes());
         let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..28]), body);
         header[28..].copy_from_slice(&crc.to_le_bytes());
-        self.out.write_all(&header)?;
-        self.out.write_all(body)?;
+        self.small.extend_from_slice(&header);
+        if body.len() <= SMALL {
+            self.small.extend_from_slice(body);
+            if self.small.len() > SMALL {
+                self.write_small()?;
+            }
+        } else {
+            self.write_small()?;
+            let begun = Instant::now();
+            self.out.write_all(body)?;
+            self.judge.wrote(body.len(), begun.elapsed());
+        }
         self.sequence += 1;
         self.stats.wire_bytes += (HEADER + body.len()) as u64;
+        Ok(())
+    }
+
+    fn write_small(&mut self) -> Result<(), StreamError> {
+        self.out.write_all(&self.small)?;
+        self.small.clear();
         Ok(())
     }
 
@@ -220,6 +278,7 @@ impl<W: Write> StreamWriter<W> {
         let totals = [self.sequence, self.stats.raw_bytes, self.stats.pages];
         let body: Vec<u8> = totals.iter().flat_map(|n| n.to_le_bytes()).collect();
         self.frame(Kind::End, 0, 0, &body)?;
+        self.write_small()?;
         self.out.flush()?;
         Ok((self.out, self.stats))
     }
@@ -240,6 +299,8 @@ pub enum Item<'a> {
     /// What follows belongs to this process, by its place among the states. What comes before the first
     /// of these belongs to the first process.
     Process(usize),
+    /// What follows are contents of this object, by offsets.
+    Object(Box<ObjectImage>),
     /// Contents.
     Data {
         /// Where.
@@ -249,6 +310,13 @@ pub enum Item<'a> {
     },
     /// Zeros.
     Zero {
+        /// Where.
+        addr: u64,
+        /// How much; whole pages.
+        len: u64,
+    },
+    /// Pages that are as those of the process' parent.
+    Same {
         /// Where.
         addr: u64,
         /// How much; whole pages.
@@ -269,6 +337,9 @@ pub struct StreamReader<R: Read> {
     ahead: Option<(u8, u8, u64)>,
     /// States read so far.
     states: u64,
+    objects: usize,
+    /// Memory of processes has begun: no object comes any more.
+    in_memory: bool,
     raw_bytes: u64,
     ended: bool,
 }
@@ -284,6 +355,8 @@ impl<R: Read> StreamReader<R> {
             sequence: 0,
             ahead: None,
             states: 0,
+            objects: 0,
+            in_memory: false,
             raw_bytes: 0,
             ended: false,
         })
@@ -312,16 +385,32 @@ impl<R: Read> StreamReader<R> {
                 _ => return Err(self.damaged("there is no state in it")),
             }
         }
+        if let Some((first, others)) = images.split_first_mut()
+            && first.mm.vdso.len() <= MAX_VDSO
+        {
+            for other in others.iter_mut().filter(|other| other.mm.vdso.is_empty()) {
+                other.mm.vdso.clone_from(&first.mm.vdso);
+            }
+        }
         Ok(images)
     }
 
     fn next_is_state(&mut self) -> Result<bool, StreamError> {
+        Ok(self.next_kind()? == Kind::State as u8)
+    }
+
+    /// Whether the next item is an object.
+    pub fn next_is_object(&mut self) -> Result<bool, StreamError> {
+        Ok(self.next_kind()? == Kind::Object as u8)
+    }
+
+    fn next_kind(&mut self) -> Result<u8, StreamError> {
         let frame = match self.ahead {
             Some(frame) => frame,
             None => self.read_frame()?,
         };
         self.ahead = Some(frame);
-        Ok(frame.0 == Kind::State as u8)
+        Ok(frame.0)
     }
 
     /// The next item.
@@ -344,6 +433,8 @@ impl<R: Read> StreamReader<R> {
             2 => Kind::Zero,
             3 => Kind::End,
             4 => Kind::Process,
+            5 => Kind::Same,
+            6 => Kind::Object,
             _ => return Err(self.damaged("unknown kind of frame")),
         };
         if flags & !COMPRESSED != 0 || (flags != 0 && item != Kind::Data) {
@@ -364,15 +455,26 @@ impl<R: Read> StreamReader<R> {
                     return Err(self.damaged("memory of a process that is not there"));
                 }
                 self.sequence += 1;
+                self.in_memory = true;
                 Ok(Item::Process(addr as usize))
             }
-            Kind::Data => self.take_data(flags, addr),
-            Kind::Zero => {
-                let len = self.word(0).ok_or(self.damaged("a zero frame without a length"))?;
-                self.check_range(addr, len)?;
-                self.raw_bytes += len;
+            Kind::Object => {
+                if self.in_memory || self.objects >= MAX_OBJECTS {
+                    return Err(self.damaged("an object where none may be"));
+                }
+                let object: ObjectImage = codec::decode(&self.body)?;
                 self.sequence += 1;
-                Ok(Item::Zero { addr, len })
+                self.objects += 1;
+                Ok(Item::Object(Box::new(object)))
+            }
+            Kind::Data => self.take_data(flags, addr),
+            Kind::Zero | Kind::Same => {
+                let len = self.word(0).ok_or(self.damaged("a frame without a length"))?;
+                self.check_range(addr, len)?;
+                self.raw_bytes = self.raw_bytes.saturating_add(len);
+                self.sequence += 1;
+                self.in_memory |= self.objects == 0;
+                Ok(if item == Kind::Zero { Item::Zero { addr, len } } else { Item::Same { addr, len } })
             }
             Kind::End => {
                 if self.word(0) != Some(self.sequence) || self.word(1) != Some(self.raw_bytes) {
@@ -400,6 +502,7 @@ impl<R: Read> StreamReader<R> {
         }
         self.raw_bytes += len as u64;
         self.sequence += 1;
+        self.in_memory |= self.objects == 0;
         let bytes = if compressed { &self.plain[..len] } else { &self.body[..] };
         Ok(Item::Data { addr, bytes })
     }

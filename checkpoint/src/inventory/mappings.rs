@@ -11,9 +11,17 @@ use std::os::unix::fs::MetadataExt;
 /// Mappings of a process, with deleted files recognised by what their name stands for now.
 pub fn read(pid: i32) -> io::Result<Vec<Vma>> {
     let mut vmas = maps::parse(&proc::read(pid, "smaps")?);
+    // A library is mapped in several parts, one after the other.
+    let mut last: Option<(Vec<u8>, u64, u64, bool)> = None;
     for vma in &mut vmas {
         if let Backing::File(file) = &mut vma.backing {
-            let gone = !names_file(pid, &file.path, file.dev, file.ino);
+            let gone = match &last {
+                Some((path, dev, ino, gone)) if (path, *dev, *ino) == (&file.path, file.dev, file.ino) => {
+                    *gone
+                }
+                _ => !names_file(pid, &file.path, file.dev, file.ino),
+            };
+            last = Some((file.path.clone(), file.dev, file.ino, gone));
             if gone && let Some(path) = file.path.strip_suffix(b" (deleted)") {
                 file.path = path.to_vec();
             }
@@ -62,7 +70,8 @@ fn why_not(vma: &Vma, rules: Rules) -> Option<&'static str> {
     if flags.contains(VmaFlags::USERFAULT) {
         return Some("registered with the program's own userfaultfd");
     }
-    if flags.contains(VmaFlags::SEALED) {
+    // A process that is ended after its dump gives all back by that; a deputy has to be emptied.
+    if flags.contains(VmaFlags::SEALED) && rules == Rules::Homed {
         return Some("sealed (mseal): it could not be given back");
     }
     match &vma.backing {
@@ -74,45 +83,27 @@ fn why_not(vma: &Vma, rules: Rules) -> Option<&'static str> {
 fn why_not_file(file: &MappedFile, shared: bool, rules: Rules) -> Option<&'static str> {
     let path = file.path.as_slice();
     let is = |prefix: &[u8]| path.starts_with(prefix);
+    let homed = rules == Rules::Homed;
     // Files without a name; the kernel's names for them are fixed.
     if file.deleted && is(b"/SYSV") {
-        Some("System V shared memory")
+        homed.then_some("System V shared memory")
     } else if file.deleted && is(b"/memfd:") {
-        Some("a memfd")
+        None
     } else if file.deleted && is(b"/[aio]") {
         Some("an asynchronous I/O context")
-    } else if !is(b"/") {
+    } else if file.deleted && is(b"/secretmem") {
+        Some("secret memory (memfd_secret)")
+    } else if !is(b"/") || file.deleted && is(b"/dmabuf:") || is(b"/anon_hugepage") {
         Some("a kernel object")
-    } else if is(b"/dev/shm/") && shared && file.may_write {
-        Some("POSIX shared memory, mapped writable")
     } else if is(b"/dev/") && !is(b"/dev/shm/") {
         Some("memory of a device")
-    } else if shared && file.may_write {
-        Some("a file mapped shared and writable")
-    } else if file.deleted && rules == Rules::Standalone {
-        Some("the file has been deleted or replaced")
+    } else if homed && shared && file.may_write && !file.deleted {
+        match is(b"/dev/shm/") {
+            true => Some("POSIX shared memory, mapped writable"),
+            false => Some("a file mapped shared and writable"),
+        }
     } else {
         None
-    }
-}
-
-/// Shared anonymous memory that another process maps as well.
-pub fn shared_memory(pid: i32, vmas: &[Vma], blockers: &mut Vec<Blocker>) {
-    let id_of = |vma: &Vma| match vma.backing {
-        Backing::SharedAnon { id, .. } => Some(id),
-        _ => None,
-    };
-    let ids: Vec<u64> = vmas.iter().filter_map(id_of).collect();
-    if ids.is_empty() {
-        return;
-    }
-    for other in proc::pids().into_iter().filter(|&other| other != pid) {
-        let Ok(text) = proc::read(other, "maps") else { continue };
-        let theirs = maps::parse(&text);
-        if theirs.iter().filter_map(id_of).any(|id| ids.contains(&id)) {
-            let what = format!("it shares anonymous memory with process {other}");
-            blockers.push(Blocker { kind: "mapping", what });
-        }
     }
 }
 
@@ -123,7 +114,7 @@ pub fn occupied_bytes(pid: i32, vmas: &[Vma]) -> u64 {
     for vma in vmas.iter().filter(|vma| !vma.flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP)) {
         let file = match vma.backing {
             Backing::Anon | Backing::SharedAnon { .. } => false,
-            Backing::File(_) if !vma.shared => true,
+            Backing::File(_) | Backing::Object { .. } if !vma.shared => true,
             _ => continue,
         };
         let regions = scanner.occupied(vma.start, vma.end, file).unwrap_or_default();
@@ -147,12 +138,15 @@ mod tests {
         assert_eq!(why(b"/SYSV00000000", true, true, Rules::Homed), Some("System V shared memory"));
         // A file of the user's with such a name is a file.
         assert_eq!(why(b"/SYSV00000000", false, false, Rules::Homed), None);
-        assert_eq!(why(b"/memfd:x", true, false, Rules::Homed), Some("a memfd"));
+        assert_eq!(why(b"/memfd:x", true, true, Rules::Homed), None);
         assert_eq!(why(b"anon_inode:[io_uring]", false, true, Rules::Homed), Some("a kernel object"));
         assert_eq!(why(b"/dev/shm/x", false, false, Rules::Homed), None);
         assert!(why(b"/dev/shm/x", false, true, Rules::Homed).is_some_and(|why| why.contains("POSIX")));
         assert_eq!(why(b"/dev/mem", false, false, Rules::Homed), Some("memory of a device"));
         assert_eq!(why(b"/lib/x.so", true, false, Rules::Homed), None);
-        assert!(why(b"/lib/x.so", true, false, Rules::Standalone).is_some());
+        // In an image that stands alone they are objects.
+        assert_eq!(why(b"/lib/x.so", true, false, Rules::Standalone), None);
+        assert_eq!(why(b"/memfd:x", true, true, Rules::Standalone), None);
+        assert!(why(b"/secretmem", true, true, Rules::Standalone).is_some_and(|why| why.contains("secret")));
     }
 }

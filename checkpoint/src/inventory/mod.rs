@@ -3,15 +3,28 @@
 //! The same rules judge a live process ([`inspect`]) and an image just read ([`image_blockers`]), so
 //! that what appears between the two is still refused by name.
 
+pub mod cpu;
+pub mod family;
 pub mod files;
 pub mod locks;
 pub mod mappings;
+pub mod nameless;
+pub mod objects;
+pub mod owners;
+pub mod pipes;
 pub mod relations;
+pub mod shares;
 pub mod sockets;
+pub(crate) mod spread;
+pub mod terminals;
+pub mod timers;
+pub mod traits;
 pub mod tree;
+pub mod watches;
 
-use crate::image::{FileKind, FilesImage, OpenFile, ProcessImage, Vma};
+use crate::image::{FileKind, FilesImage, LockKind, OpenFile, ProcessImage, Vma};
 use crate::proc::{self, status::Status};
+use family::Family;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -91,27 +104,64 @@ impl InventoryError {
 
 /// Looks at a process that is carried alone.
 pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
-    inspect_one(pid, rules, &[pid])
+    let family = Family::of(vec![pid]);
+    let mut found = match rules {
+        Rules::Standalone => family.with_locks_ahead(|| inspect_one(pid, rules, &family))?,
+        Rules::Homed => inspect_one(pid, rules, &family)?,
+    };
+    if rules == Rules::Standalone {
+        let of_sockets = sockets::blockers(&[(pid, &found.files)], &[pid]);
+        let of_terminals = terminals::blockers(&[(pid, &found.files)], &[pid]);
+        found.blockers.extend(of_sockets.into_iter().chain(of_terminals).map(|(_, blocker)| blocker));
+    }
+    Ok(found)
 }
 
 /// Looks at a process and all its descendants, which are to be carried together; parents come before
 /// their children. Those that end meanwhile are left out.
-pub fn inspect_tree(root: i32) -> Result<Vec<(i32, Inventory)>, InventoryError> {
-    let family = tree::descendants(root);
-    let mut found = vec![(root, inspect_one(root, Rules::Standalone, &family)?)];
-    for &pid in family.iter().filter(|&&pid| pid != root) {
-        let Ok(inventory) = inspect_one(pid, Rules::Standalone, &family) else { continue };
+pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, InventoryError> {
+    let family = Family::of(tree::descendants(root));
+    let of_root = match rules {
+        Rules::Standalone => family.with_locks_ahead(|| inspect_one(root, rules, &family))?,
+        Rules::Homed => inspect_one(root, rules, &family)?,
+    };
+    let mut found = vec![(root, of_root)];
+    let look = |pid: i32| {
+        let inventory = inspect_one(pid, rules, &family).ok()?;
         let ended = Status::read(pid).is_ok_and(|status| tree::has_ended(pid, &status));
-        if !ended {
-            found.push((pid, inventory));
+        (!ended).then_some((pid, inventory))
+    };
+    // The root comes first.
+    found.extend(family.map(1, look).into_iter().flatten());
+    let tables: Vec<(i32, &FilesImage)> =
+        found.iter().map(|(pid, one)| (proc::face(*pid), &one.files)).collect();
+    let of_terminals = terminals::blockers(&tables, &family);
+    for (pid, blocker) in sockets::blockers(&tables, &family).into_iter().chain(of_terminals) {
+        if let Some((_, inventory)) =
+            found.iter_mut().find(|(other, _)| *other == pid || proc::face(*other) == pid)
+        {
+            inventory.blockers.push(blocker);
+        }
+    }
+    if rules == Rules::Homed {
+        let tables: Vec<(&FilesImage, &[Vma])> =
+            found.iter().map(|(_, one)| (&one.files, one.vmas.as_slice())).collect();
+        let more = objects::open_as_well(&tables);
+        for ((_, inventory), more) in found.iter_mut().zip(more) {
+            inventory.blockers.extend(more);
         }
     }
     let mut of_tree = Vec::new();
-    relations::blockers(&tree::relations(&family), &mut of_tree);
+    // At home the processes keep their sessions and groups.
+    if rules == Rules::Standalone {
+        let relations = tree::relations(&family);
+        relations::blockers(&relations, &tree::in_use, &mut of_tree);
+        shares::alive(&family, &relations, &mut of_tree);
+    }
     if let Some((_, inventory)) = found.first_mut() {
         inventory.blockers.append(&mut of_tree);
     }
-    if family.contains(&(std::process::id() as i32))
+    if family.has(std::process::id() as i32)
         && let Some((_, inventory)) = found.first_mut()
     {
         let what = "this program is one of its descendants, and would stop itself".to_string();
@@ -127,32 +177,37 @@ pub fn inspect_tree(root: i32) -> Result<Vec<(i32, Inventory)>, InventoryError> 
 }
 
 /// Looks at one process of a family that is carried together.
-fn inspect_one(pid: i32, rules: Rules, family: &[i32]) -> Result<Inventory, InventoryError> {
+fn inspect_one(pid: i32, rules: Rules, family: &Family) -> Result<Inventory, InventoryError> {
     let io = |error| InventoryError::from_io(pid, error);
     let status = Status::read(pid).map_err(io)?;
-    if let Some(whole) = tree::not_a_program(pid, &status) {
+    if let Some(whole) = tree::not_a_program(pid, &status, rules) {
         return Ok(Inventory::of_nothing(whole));
     }
+    let face = proc::face(pid);
     let mut blockers = Vec::new();
-    let vmas = mappings::read(pid).map_err(io)?;
-    let files = files::read(pid, family).map_err(io)?;
-    tree::relatives(pid, &status, family, &mut blockers);
-    tree::surroundings(pid, &mut blockers);
-    tree::threads(pid, &status, &mut blockers);
+    let vmas = mappings::read(face).map_err(io)?;
+    let files = files::read(face, family).map_err(io)?;
+    tree::relatives(pid, &status, family, rules, &mut blockers);
+    tree::surroundings(face, family, &mut blockers);
+    traits::outside(&status, &mut blockers);
+    tree::threads(pid, &status, rules, &mut blockers);
+    timers::blockers(face, family, &mut blockers);
     mappings::blockers(&vmas, rules, &mut blockers);
-    mappings::shared_memory(pid, &vmas, &mut blockers);
+    objects::blockers(face, family, &vmas, rules, &mut blockers);
     file_blockers(&files, rules, &mut blockers);
-    blockers.extend(locks::held(pid));
+    locks::blockers(&files, rules, &mut blockers);
+    nameless::blockers(face, family, &files, rules, &mut blockers);
     if rules == Rules::Standalone {
-        locks::through_files(pid, &files, &mut blockers);
-        working_directory(proc::link(pid, "cwd").ok().as_deref(), pid, &mut blockers);
+        locks::of_others(face, family, &files, &mut blockers);
+        owners::outside(family, &files, &mut blockers);
+        working_directory(proc::link(face, "cwd").ok().as_deref(), face, &mut blockers);
     }
     // A process that ended meanwhile has no memory and no descriptor table, like every thread of the
     // kernel: kcmp(2) calls that shared, and what was found says nothing.
-    if let Some(whole) = tree::not_a_program(pid, &Status::read(pid).map_err(io)?) {
+    if let Some(whole) = tree::not_a_program(pid, &Status::read(pid).map_err(io)?, rules) {
         return Ok(Inventory::of_nothing(whole));
     }
-    let bytes = mappings::occupied_bytes(pid, &vmas);
+    let bytes = mappings::occupied_bytes(face, &vmas);
     let threads = status.decimal("Threads").unwrap_or(1) as usize;
     Ok(Inventory { bytes, vmas, files, threads, blockers })
 }
@@ -162,8 +217,13 @@ pub fn image_blockers(image: &ProcessImage, rules: Rules) -> Vec<Blocker> {
     let mut blockers = Vec::new();
     mappings::blockers(&image.mm.vmas, rules, &mut blockers);
     file_blockers(&image.files, rules, &mut blockers);
-    if rules == Rules::Standalone && image.fs.cwd_deleted {
-        blockers.push(removed_directory(&image.fs.cwd));
+    locks::blockers(&image.files, rules, &mut blockers);
+    tree::image_threads(image, rules, &mut blockers);
+    traits::blockers(image, rules, &mut blockers);
+    if rules == Rules::Standalone {
+        let apart = image.threads.iter().filter_map(|thread| thread.apart.fs.as_ref());
+        let removed = std::iter::once(&image.fs).chain(apart).filter(|fs| fs.cwd_deleted);
+        blockers.extend(removed.map(|fs| removed_directory(&fs.cwd)));
     }
     blockers
 }
@@ -182,20 +242,40 @@ fn why_not_file(file: &OpenFile, fd: i32, rules: Rules) -> Option<String> {
     if let FileKind::Unsupported { what } = &file.kind {
         return Some(what.clone());
     }
-    if file.owner != (0, 0, 0) {
-        return Some("signal-driven (F_SETOWN, O_ASYNC)".into());
+    match (&file.kind, rules) {
+        (FileKind::Socket { what }, Rules::Homed) => return Some(what.clone()),
+        (FileKind::PtyMaster { .. }, Rules::Homed) => {
+            return Some("the master side of a pseudo-terminal".into());
+        }
+        _ => {}
     }
+    // A lease sets it too, and is named by itself.
+    let leased = file.locks.iter().any(|lock| lock.kind == LockKind::Lease);
+    let signals = file.flags & libc::O_ASYNC as u32 != 0 && !leased;
     match rules {
+        Rules::Homed if signals => Some("signal-driven (F_SETOWN, O_ASYNC)".into()),
+        Rules::Homed if matches!(file.kind, FileKind::Proc { .. }) => {
+            Some(format!("a file of the process file system, {}", name()))
+        }
         Rules::Homed if file.flags & libc::O_PATH as u32 != 0 => Some("an O_PATH descriptor".into()),
-        Rules::Homed => None,
+        Rules::Homed => match &file.kind {
+            FileKind::Memfd if !file.locks.is_empty() => Some(format!("a memfd with a lock, {}", name())),
+            FileKind::Pidfd { .. } => Some("a kernel object of type pidfd".into()),
+            FileKind::Inotify { .. } => Some("a kernel object of type inotify".into()),
+            FileKind::Namespace => Some(format!("a kernel file, {}", name())),
+            FileKind::Epoll { targets } => {
+                let moved = targets.iter().find(|target| target.at != (0, target.fd))?;
+                Some(format!("an epoll that watches a file which was closed as fd {}", moved.fd))
+            }
+            _ => None,
+        },
         Rules::Standalone => match &file.kind {
             FileKind::Pipe { internal: false } if fd > 2 && file.link.starts_with(b"/") => {
                 Some(format!("the FIFO {}, whose other end is elsewhere", name()))
             }
             FileKind::Pipe { internal: false } if fd > 2 => Some("a pipe to another process".into()),
-            FileKind::Regular { deleted: true } => Some(format!("a deleted file, {}", name())),
-            FileKind::Directory if file.link.ends_with(b" (deleted)") => {
-                Some(format!("a removed directory, {}", name()))
+            FileKind::Path { deleted: true } => {
+                Some(format!("an O_PATH descriptor of a deleted file, {}", name()))
             }
             _ => None,
         },

@@ -1,27 +1,38 @@
 //! Whom a process knows and who it is: relatives, tracers, namespaces, threads.
 
-use super::Blocker;
+use super::family::{Family, SHARED};
 use super::relations::Relation;
+use super::{Blocker, Rules, spread};
+use crate::image::shares::ApartImage;
+use crate::image::{FilterImage, ProcessImage};
 use crate::proc::{
     self,
     status::{Stat, Status},
 };
 use crate::sys::kcmp::{self, Shared};
+use crate::sys::time_namespace::Offsets;
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
+/// With more threads than this, to look at every process is less than to look at every thread.
+const MANY_THREADS: usize = 32;
 /// Threads looked at.
 const MAX_THREADS: usize = 16_384;
 /// A thread that waits uninterruptibly is looked at so often before it counts: reading from a disk is
 /// such a wait too, and short.
 const LOOKS: usize = 5;
+/// The same for a child to come out of vfork(2): no stop reaches its parent before.
+const LOOKS_IN_VFORK: usize = 200;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 /// What is no running program, and has nothing to look at.
-pub fn not_a_program(pid: i32, status: &Status) -> Option<Blocker> {
-    let others = proc::tids(pid).map_or(0, |tids| tids.len());
+pub fn not_a_program(pid: i32, status: &Status, rules: Rules) -> Option<Blocker> {
+    let has_others = || proc::tids(pid).is_ok_and(|tids| tids.len() > 1);
     let what = match status.state() {
-        'Z' if others > 1 => {
+        'Z' if has_others() && rules == Rules::Standalone && proc::face(pid) != pid => return None,
+        'Z' if has_others() => {
             format!("the first thread of process {pid} has ended, and the others run on")
         }
         'Z' => format!("process {pid} has ended and waits for its parent (a zombie)"),
@@ -48,11 +59,24 @@ pub fn has_ended(pid: i32, status: &Status) -> bool {
 
 /// The children of all its threads, zombies too.
 pub fn children(pid: i32) -> Vec<i32> {
+    children_of_threads(pid).into_iter().map(|(_, child)| child).collect()
+}
+
+/// The same, each with the thread whose child it is (0: not looked at, there are too many threads).
+pub fn children_of_threads(pid: i32) -> Vec<(i32, i32)> {
+    let tids = proc::tids(pid).unwrap_or_default();
+    if tids.len() > MANY_THREADS {
+        let is_parent =
+            |&other: &i32| Stat::read(other).ok().and_then(|stat| stat.number(4)) == Some(pid as u64);
+        return proc::pids().into_iter().filter(is_parent).map(|child| (0, child)).collect();
+    }
     let of_thread = |tid: i32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
-        text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>()
+        let text = proc::read(pid, &format!("task/{tid}/children")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let children = text.split_ascii_whitespace().filter_map(|word| word.parse().ok());
+        children.map(|child| (tid, child)).collect::<Vec<(i32, i32)>>()
     };
-    proc::tids(pid).unwrap_or_default().into_iter().flat_map(of_thread).collect()
+    tids.into_iter().flat_map(of_thread).collect()
 }
 
 /// Sessions and groups of these processes; those that have ended are left out.
@@ -60,26 +84,32 @@ pub fn relations(family: &[i32]) -> Vec<Relation> {
     let of_one = |&pid: &i32| {
         let stat = Stat::read(pid).ok()?;
         let number = |n| stat.number(n).map(|number| number as i32);
-        Some(Relation { pid, ppid: number(4)?, pgid: number(5)?, sid: number(6)? })
+        let ended = stat.field(3) == Some("Z") && proc::tids(pid).map_or(0, |tids| tids.len()) <= 1;
+        Some(Relation { pid, ppid: number(4)?, pgid: number(5)?, sid: number(6)?, ended })
     };
     family.iter().filter_map(of_one).collect()
+}
+
+/// Whether a process or thread has the number.
+pub fn in_use(id: i32) -> bool {
+    std::path::Path::new(&format!("/proc/{id}")).exists()
 }
 
 /// A process and its descendants, parents first; at most one more than an image may hold.
 pub fn descendants(root: i32) -> Vec<i32> {
     let mut family = vec![root];
+    let mut known = BTreeSet::from([root]);
     let mut at = 0;
     while at < family.len() && family.len() <= crate::image::MAX_PROCESSES {
-        let children = children(family[at]);
-        family.extend(children.into_iter().filter(|child| !family.contains(child)).collect::<Vec<i32>>());
+        family.extend(children(family[at]).into_iter().filter(|&child| known.insert(child)));
         at += 1;
     }
     family
 }
 
 /// Children that are not of the family, and what is shared with other processes.
-pub fn relatives(pid: i32, status: &Status, family: &[i32], blockers: &mut Vec<Blocker>) {
-    let children: Vec<i32> = children(pid).into_iter().filter(|child| !family.contains(child)).collect();
+pub fn relatives(pid: i32, status: &Status, family: &Family, rules: Rules, blockers: &mut Vec<Blocker>) {
+    let children: Vec<i32> = children(pid).into_iter().filter(|&child| !family.has(child)).collect();
     // One that was born since the family was counted is found again when it stands still.
     if !children.is_empty() && family.len() <= 1 {
         let list: Vec<String> = children.iter().take(5).map(i32::to_string).collect();
@@ -91,26 +121,23 @@ pub fn relatives(pid: i32, status: &Status, family: &[i32], blockers: &mut Vec<B
         blockers.push(Blocker { kind: "tree", what });
     }
     let parent = status.decimal("PPid").unwrap_or(0) as i32;
-    for other in proc::pids().into_iter().filter(|&other| other != pid) {
-        for (shared, name) in [
-            (Shared::Memory, "its memory (vfork or clone)"),
-            (Shared::Files, "its descriptor table"),
-            (Shared::Fs, "its working directory"),
-        ] {
-            if kcmp::shared(pid, other, shared).unwrap_or(false) {
-                let whom = if other == parent { "its parent, process" } else { "process" };
-                let what = format!("it shares {name} with {whom} {other}");
-                blockers.push(Blocker { kind: "tree", what });
-            }
+    for (what, other) in family.sharing_with(proc::face(pid)) {
+        if rules == Rules::Standalone && family.has(other) {
+            // They are made so that they share it again.
+            continue;
         }
+        let whom = if other == parent { "its parent, process" } else { "process" };
+        let what = format!("it shares {} with {whom} {other}", SHARED[what].1);
+        blockers.push(Blocker { kind: "tree", what });
     }
 }
 
-/// Namespaces other than ours, and a root other than theirs.
-pub fn surroundings(pid: i32, blockers: &mut Vec<Blocker>) {
+/// Namespaces other than ours, and a root other than theirs. A time namespace is nothing but what clocks
+/// are ahead by, which an image has: it must be one for the whole family.
+pub fn surroundings(pid: i32, family: &Family, blockers: &mut Vec<Blocker>) {
     let name_of = |whose: &str, name: &str| fs::read_link(format!("/proc/{whose}/ns/{name}")).ok();
     let theirs = pid.to_string();
-    for name in ["mnt", "pid", "net", "ipc", "user", "uts", "time"] {
+    for name in ["mnt", "pid", "net", "ipc", "user", "uts", "cgroup"] {
         if let (Some(theirs), Some(ours)) = (name_of(&theirs, name), name_of("self", name))
             && theirs != ours
         {
@@ -118,10 +145,17 @@ pub fn surroundings(pid: i32, blockers: &mut Vec<Blocker>) {
             blockers.push(Blocker { kind: "namespace", what });
         }
     }
+    if let Some(root) = family.first().map(|&root| proc::face(root))
+        && name_of(&theirs, "time") != name_of(&root.to_string(), "time")
+        && Offsets::of(pid).ok() != Offsets::of(root).ok()
+    {
+        let what = format!("its clocks are not those of process {root} (another time namespace)");
+        blockers.push(Blocker { kind: "namespace", what });
+    }
     for (now, later) in [("pid", "pid_for_children"), ("time", "time_for_children")] {
-        if let (Some(now_is), Some(later)) = (name_of(&theirs, now), name_of(&theirs, later))
-            && now_is != later
-        {
+        // A PID namespace without anybody in it is not shown yet (pid_namespaces(7)).
+        let known = name_of(&theirs, now);
+        if known.is_some() && known != name_of(&theirs, later) {
             let what = format!("its children will be in another {now} namespace (unshare)");
             blockers.push(Blocker { kind: "namespace", what });
         }
@@ -144,34 +178,146 @@ fn is_32_bit(pid: i32) -> bool {
     read.is_ok() && head == [0x7f, b'E', b'L', b'F', 1]
 }
 
-/// What must be the same in every thread: one image holds one set of credentials.
+/// What must be the same in every thread of a guest: a deputy's new threads have the leader's credentials.
 const SAME_IN_ALL: [&str; 9] =
     ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"];
 
 /// What single threads have: tracers, filters, credentials, long waits.
-pub fn threads(pid: i32, status: &Status, blockers: &mut Vec<Blocker>) {
-    let tids = proc::tids(pid).unwrap_or_default();
-    let mut waiting = Vec::new();
-    for tid in tids.into_iter().take(MAX_THREADS) {
+pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Blocker>) {
+    let mut tids = proc::tids(pid).unwrap_or_default();
+    tids.truncate(MAX_THREADS);
+    let places = OF_THREADS.map(|name| namespace(proc::face(pid), name));
+    let mut looked = spread::over(&tids, |tid| {
         // One that has ended meanwhile has nothing.
-        let Ok(thread) = Status::read(tid) else { continue };
-        if thread.state() == 'D' {
-            waiting.push(tid);
-        }
-        if let Some((kind, what)) = of_thread(tid, &thread, status) {
-            // One is enough: the others are mostly alike.
-            blockers.push(Blocker { kind, what });
-            break;
-        }
+        let Ok(thread) = Status::of_thread(pid, tid) else { return (false, None) };
+        let found = of_thread(tid, &thread, status, rules)
+            .or_else(|| of_its_own(pid, tid, rules))
+            .or_else(|| elsewhere(pid, tid, &places));
+        (thread.state() == 'D', found)
+    });
+    // One is enough: the others are mostly alike.
+    if let Some((kind, what)) = looked.iter_mut().find_map(|(_, found)| found.take()) {
+        blockers.push(Blocker { kind, what });
     }
+    let waiting = tids.into_iter().zip(looked).filter(|(_, (waits, _))| *waits).map(|(tid, _)| tid);
     if let Some(tid) = waiting.into_iter().find(|&tid| keeps_waiting(tid)) {
-        let place = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
-        let what = format!("thread {tid} is in an uninterruptible wait ({})", place.trim());
+        let what = match is_in_vfork(tid) {
+            true => format!("thread {tid} is in vfork(2), until its child runs another program or ends"),
+            false => {
+                let place = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+                format!("thread {tid} is in an uninterruptible wait ({})", place.trim())
+            }
+        };
         blockers.push(Blocker { kind: "kernel", what });
     }
 }
 
-fn of_thread(tid: i32, thread: &Status, process: &Status) -> Option<(&'static str, String)> {
+/// Namespaces that a thread can leave by itself (unshare(2), setns(2)); for the mount namespace it must have
+/// a working directory of its own, and all others are those of the process.
+const OF_THREADS: [&str; 6] = ["net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children"];
+
+fn namespace(tid: i32, name: &str) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{tid}/ns/{name}")).ok()
+}
+
+/// A namespace of its own, which nothing of a process tells.
+fn elsewhere(pid: i32, tid: i32, places: &[Option<PathBuf>; 6]) -> Option<(&'static str, String)> {
+    let face = proc::face(pid);
+    let differs = |name: &str, of_process: &Option<PathBuf>| {
+        let of_thread = namespace(tid, name);
+        // A PID namespace is shown when there is somebody in it; of one that has ended nothing is.
+        of_thread != *of_process && (of_thread.is_some() || namespace(tid, "net").is_some())
+    };
+    let found =
+        OF_THREADS.iter().zip(places).find(|(name, place)| differs(name, place)).map(|(name, _)| *name);
+    let mounts =
+        || kcmp::shared(face, tid, Shared::Fs) == Ok(false) && differs("mnt", &namespace(face, "mnt"));
+    match found {
+        _ if tid == pid || tid == face => None,
+        None if !mounts() => None,
+        found => {
+            let name = found.unwrap_or("mnt").trim_end_matches("_for_children");
+            Some((
+                "namespace",
+                format!("thread {tid} has left the {name} namespace of its process (unshare)"),
+            ))
+        }
+    }
+}
+
+/// What a thread no longer shares with its process (unshare(2)), and what of it an image cannot have.
+fn of_its_own(pid: i32, tid: i32, rules: Rules) -> Option<(&'static str, String)> {
+    // A leader that has ended has nothing to compare with, and is named by itself.
+    let face = proc::face(pid);
+    let apart = |what| tid != pid && tid != face && kcmp::shared(face, tid, what) == Ok(false);
+    if apart(Shared::Files) {
+        return Some(("tree", format!("thread {tid} has a descriptor table of its own (unshare)")));
+    }
+    if !apart(Shared::Fs) {
+        return None;
+    }
+    if rules == Rules::Homed {
+        return Some(("tree", format!("thread {tid} has a working directory of its own (unshare)")));
+    }
+    let of = |tid: i32, name: &str| fs::read_link(format!("/proc/{tid}/{name}")).ok();
+    if of(tid, "root") != of(face, "root") {
+        return Some(("tree", format!("thread {tid} has a root of its own (chroot)")));
+    }
+    let others = proc::pids().into_iter().filter(|&other| other != pid);
+    let sharer = others
+        .flat_map(|other| proc::tids(other).unwrap_or_default())
+        .find(|&other| kcmp::shared(tid, other, Shared::Fs) == Ok(true))?;
+    // Threads that share a directory with each other are made by each other; processes by their parents.
+    let what =
+        format!("thread {tid} shares its own working directory with thread {sharer} of another process");
+    Some(("tree", what))
+}
+
+/// The same of an image.
+pub fn image_threads(image: &ProcessImage, rules: Rules, blockers: &mut Vec<Blocker>) {
+    let asks = |filter: &FilterImage| filter.program.chunks_exact(8).any(asks_a_supervisor);
+    if image.seccomp.filters.iter().any(asks) {
+        let what = "its seccomp filter asks a supervisor (SECCOMP_RET_USER_NOTIF)".into();
+        blockers.push(Blocker { kind: "kernel", what });
+    }
+    if rules == Rules::Homed {
+        if image.threads.iter().any(|thread| thread.seccomp_mode != 0) {
+            blockers.push(Blocker { kind: "kernel", what: OWN_FILTER.into() });
+        }
+        if let Some((with, _, what)) = image.shares.each().into_iter().find(|&(with, ..)| with != 0) {
+            let what = format!("it shares {what} with process {with}");
+            blockers.push(Blocker { kind: "tree", what });
+        }
+        if let Some(thread) = image.threads.iter().find(|thread| thread.apart != ApartImage::default()) {
+            let what = format!("thread {} has a working directory of its own (unshare)", thread.tid);
+            blockers.push(Blocker { kind: "tree", what });
+        }
+        if let Some(thread) = image.threads.iter().find(|thread| thread.creds.is_some()) {
+            let what = format!("thread {} has other credentials than the process", thread.tid);
+            blockers.push(Blocker { kind: "identity", what });
+        }
+    }
+}
+
+/// An instruction that returns `SECCOMP_RET_USER_NOTIF`.
+fn asks_a_supervisor(instruction: &[u8]) -> bool {
+    const RETURN: [u8; 2] = [0x06, 0];
+    const USER_NOTIF: [u8; 2] = [0xc0, 0x7f];
+    instruction[..2] == RETURN && instruction[6..8] == USER_NOTIF
+}
+
+const OWN_FILTER: &str = "it has a seccomp filter of its own";
+
+/// Whether this program may read and suspend other processes' filters (ptrace(2),
+/// `PTRACE_O_SUSPEND_SECCOMP`).
+fn may_suspend_filters() -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    Status::read(std::process::id() as i32).is_ok_and(|own| {
+        own.decimal("Seccomp") == Some(0) && own.mask("CapEff").unwrap_or(0) & CAP_SYS_ADMIN != 0
+    })
+}
+
+fn of_thread(tid: i32, thread: &Status, process: &Status, rules: Rules) -> Option<(&'static str, String)> {
     match thread.decimal("TracerPid") {
         Some(0) | None => {}
         Some(tracer) => {
@@ -180,19 +326,36 @@ fn of_thread(tid: i32, thread: &Status, process: &Status) -> Option<(&'static st
     }
     match thread.decimal("Seccomp") {
         Some(0) | None => {}
+        Some(_) if rules == Rules::Standalone && may_suspend_filters() => {}
+        Some(_) if rules == Rules::Standalone => {
+            let what = "it has a seccomp filter, which takes CAP_SYS_ADMIN and no filter here to read";
+            return Some(("kernel", what.into()));
+        }
         Some(1) => return Some(("kernel", "it is in seccomp's strict mode".into())),
-        Some(_) => return Some(("kernel", "it has a seccomp filter of its own".into())),
+        Some(_) => return Some(("kernel", OWN_FILTER.into())),
     }
     if thread.line("x86_Thread_features").is_some_and(|line| line.contains("shstk")) {
         return Some(("cpu", "it has a shadow stack (CET), which is not carried".into()));
+    }
+    if rules == Rules::Standalone {
+        return None;
     }
     let different = SAME_IN_ALL.into_iter().find(|key| thread.line(key) != process.line(key))?;
     Some(("identity", format!("thread {tid} has other credentials than the process ({different})")))
 }
 
 fn keeps_waiting(tid: i32) -> bool {
-    (0..LOOKS).all(|_| {
+    let waits = |_| {
         std::thread::sleep(BETWEEN_LOOKS);
         Status::read(tid).is_ok_and(|status| status.state() == 'D')
-    })
+    };
+    (0..LOOKS).all(waits) && (!is_in_vfork(tid) || (0..LOOKS_IN_VFORK).all(waits))
+}
+
+/// Whether a thread that waits uninterruptibly waits for a child that it has lent its memory (vfork(2)).
+pub fn is_in_vfork(tid: i32) -> bool {
+    const CALLS: [libc::c_long; 3] = [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3];
+    let text = proc::read(tid, "syscall").unwrap_or_default();
+    let number = String::from_utf8_lossy(&text).split(' ').next().and_then(|word| word.parse().ok());
+    number.is_some_and(|number| CALLS.contains(&number))
 }

@@ -17,12 +17,23 @@ struct Line<'a> {
 /// Parses `smaps`. Lines that are not understood are skipped, never guessed.
 pub fn parse(smaps: &[u8]) -> Vec<Vma> {
     let mut vmas: Vec<Vma> = Vec::new();
-    for line in smaps.split(|&byte| byte == b'\n') {
+    let mut rest = smaps;
+    while !rest.is_empty() {
+        let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
+        rest = rest.get(line.len() + 1..).unwrap_or_default();
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             if let Some(vma) = vmas.last_mut() {
                 apply_flags(vma, flags);
             }
-        } else if let Some(line) = parse_line(line) {
+        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+            let key = std::str::from_utf8(key).ok().and_then(|key| key.trim().parse().ok());
+            if let (Some(vma), Some(key)) = (vmas.last_mut(), key) {
+                vma.pkey = key;
+            }
+        } else if matches!(line.first(), Some(b'0'..=b'9' | b'a'..=b'f'))
+            && let Some(line) = parse_line(line)
+        {
+            // All other lines begin with a capital letter.
             vmas.push(vma_of(&line));
         }
     }
@@ -63,6 +74,13 @@ fn vma_of(line: &Line<'_>) -> Vma {
         b"[vdso]" => Backing::Vdso,
         b"[vsyscall]" => Backing::Vsyscall,
         name if name.starts_with(b"[vvar") => Backing::Vvar,
+        name if name.starts_with(b"[anon_shmem:") => {
+            label = name
+                .strip_prefix(b"[anon_shmem:")
+                .and_then(|name| name.strip_suffix(b"]"))
+                .map(<[u8]>::to_vec);
+            Backing::SharedAnon { id: line.ino, offset: line.offset }
+        }
         // The first System V segment has inode number 0, and a name.
         name if line.ino == 0 && !name.starts_with(b"/") => {
             label = name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(<[u8]>::to_vec);
@@ -82,7 +100,8 @@ fn vma_of(line: &Line<'_>) -> Vma {
         }),
     };
     let shared = line.perms[3] == b's';
-    Vma { start: line.start, end: line.end, prot, backing, shared, flags: VmaFlags::empty(), name: label }
+    let flags = VmaFlags::empty();
+    Vma { start: line.start, end: line.end, prot, backing, shared, flags, name: label, pkey: 0 }
 }
 
 /// `\ooo` stands for a newline in a path (fs/seq_file.c, `mangle_path`).
@@ -125,6 +144,7 @@ fn apply_flags(vma: &mut Vma, text: &[u8]) {
             b"um" | b"uw" | b"ui" => VmaFlags::USERFAULT,
             b"io" => VmaFlags::IO,
             b"pf" => VmaFlags::PFNMAP,
+            b"dp" => VmaFlags::DROPPABLE,
             b"mw" => {
                 if let Backing::File(file) = &mut vma.backing {
                     file.may_write = true;
@@ -160,7 +180,8 @@ mod tests {
     #[test]
     fn reads_a_file_mapping() {
         let text = b"55d0-55d2 r-xp 00001000 fe:01 1234   /bin/a\\012b (deleted)\nSize: 4 kB\n\
-                     VmFlags: rd ex mr mw me \n7ff0-8000 rw-p 00000000 00:00 0   [stack]\nVmFlags: rd gd\n";
+                     ProtectionKey:         0\nVmFlags: rd ex mr mw me \n7ff0-8000 rw-p 00000000 00:00 0   [stack]\n\
+                     ProtectionKey:        12\nVmFlags: rd gd\n";
         let vmas = parse(text);
         assert_eq!(vmas.len(), 2);
         let Backing::File(file) = &vmas[0].backing else { panic!("a file") };
@@ -169,6 +190,7 @@ mod tests {
         assert_eq!((file.dev, file.ino, file.offset), (libc::makedev(0xfe, 1), 1234, 0x1000));
         assert_eq!(vmas[1].backing, Backing::Anon);
         assert!(vmas[1].flags.contains(VmaFlags::GROWSDOWN));
+        assert_eq!((vmas[0].pkey, vmas[1].pkey), (0, 12));
     }
 
     #[test]

@@ -1,15 +1,29 @@
 //! Parsers of `/proc/PID/*`, as bytes: a path may be anything. They never panic.
 
+pub mod elf;
 pub mod fdinfo;
 pub mod maps;
 pub mod status;
+pub mod timer_list;
 
 use std::fs;
 use std::io;
 
 /// Reads `/proc/PID/NAME` whole.
 pub fn read(pid: i32, name: &str) -> io::Result<Vec<u8>> {
-    fs::read(format!("/proc/{pid}/{name}"))
+    use std::io::Read;
+    let mut file = fs::File::open(format!("/proc/{pid}/{name}"))?;
+    let mut bytes = Vec::new();
+    // The kernel tells no length, so there is no use in asking for it, and gives a page at a time.
+    let mut page = [0; 8 << 10];
+    loop {
+        match file.read(&mut page) {
+            Ok(0) => return Ok(bytes),
+            Ok(n) => bytes.extend_from_slice(&page[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The target of `/proc/PID/NAME`, as bytes.
@@ -20,12 +34,17 @@ pub fn link(pid: i32, name: &str) -> io::Result<Vec<u8>> {
 
 /// The number behind `key` (up to the first blank) in text of `key: value` or `key value` lines.
 pub fn number(text: &str, key: &str, radix: u32) -> Option<u64> {
-    let line = text.lines().find_map(|line| {
-        let rest = line.strip_prefix(key)?;
-        rest.starts_with([':', ' ', '\t']).then_some(rest)
-    })?;
+    let line = lines_after(text, key).find(|rest| rest.starts_with([':', ' ', '\t']))?;
     let word = line.trim_start_matches(':').split_ascii_whitespace().next()?;
     u64::from_str_radix(word.trim_start_matches("0x"), radix).ok()
+}
+
+/// What is left of each line that begins with `key`. Most lines are far from the one that is wanted, and
+/// a process may have a thousand threads: they are not looked at one by one.
+fn lines_after<'a, 'k>(text: &'a str, key: &'k str) -> impl Iterator<Item = &'a str> + use<'a, 'k> {
+    let begins = move |at: &usize| *at == 0 || text.as_bytes()[at - 1] == b'\n';
+    let places = memchr::memmem::find_iter(text.as_bytes(), key).filter(begins);
+    places.filter_map(|at| text.get(at + key.len()..)?.split('\n').next())
 }
 
 /// The process' threads.
@@ -34,6 +53,20 @@ pub fn tids(pid: i32) -> io::Result<Vec<i32>> {
     let mut tids: Vec<i32> = dir.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     tids.sort_by_key(|&tid| (tid != pid, tid));
     Ok(tids)
+}
+
+/// By which number `/proc` tells what the threads of a process have: its PID, or the TID of its first thread
+/// that lives, where the leader has ended (pthread_exit(3)) and has nothing any more.
+pub fn face(pid: i32) -> i32 {
+    let has_ended = |tid: i32| {
+        let stat = status::Stat::read(tid);
+        stat.is_ok_and(|stat| matches!(stat.field(3), Some("Z" | "X")))
+    };
+    if !has_ended(pid) {
+        return pid;
+    }
+    let mut others = tids(pid).unwrap_or_default().into_iter().filter(|&tid| tid != pid);
+    others.find(|&tid| !has_ended(tid)).unwrap_or(pid)
 }
 
 /// All processes of this `/proc`.

@@ -1,30 +1,36 @@
-//! The address space's frame: emptying it, the vDSO, what the kernel keeps in `mm_struct`, and the
+//! The address space's frame: emptying it, what the kernel keeps in `mm_struct`, and the
 //! working directory.
 
-use super::files::{close_inside, open_inside};
-use super::{RestoreError, mappings};
-use crate::image::{Backing, ProcessImage};
-use crate::tracee::{Tracee, TraceeError};
+use super::RestoreError;
+use super::files::open_inside;
+use crate::image::{Backing, FsImage, ProcessImage};
+use crate::tracee::{Call, Tracee};
 use std::fs;
 
-/// `arch_prctl(2)`: map the vDSO at an address (arch/x86/include/uapi/asm/prctl.h).
-const ARCH_MAP_VDSO_64: u64 = 0x2003;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 
 /// Unmaps everything but the stub and the kernel's own mappings.
 pub fn empty(tracee: &mut Tracee) -> Result<(), RestoreError> {
+    let unmap = |(start, end): (u64, u64)| {
+        Call::must("unmapping", libc::SYS_munmap, [start, end - start, 0, 0, 0, 0])
+    };
+    let calls: Vec<Call> = own_ranges(tracee)?.into_iter().map(unmap).collect();
+    tracee.must_all(0, &calls)?;
+    Ok(())
+}
+
+/// Starts and ends of all mappings but the stub's and the kernel's own.
+pub fn own_ranges(tracee: &Tracee) -> Result<Vec<(u64, u64)>, RestoreError> {
     let (stub, stub_len) = tracee.stub_range().ok_or_else(no_stub)?;
     let special = special_ranges(tracee.pid())?;
-    for (start, end, _) in tracee.ranges()? {
-        let kept = special.iter().any(|&(s, e)| s <= start && end <= e)
+    let kept = |start: u64, end: u64| {
+        special.iter().any(|&(_, s, e)| s <= start && end <= e)
             || (stub <= start && end <= stub + stub_len)
-            || start >= 1 << 63;
-        if !kept {
-            tracee.must(0, "unmapping", libc::SYS_munmap, [start, end - start, 0, 0, 0, 0])?;
-        }
-    }
-    Ok(())
+            || start >= 1 << 63
+    };
+    let ranges = tracee.ranges()?.into_iter().map(|(start, end, _)| (start, end));
+    Ok(ranges.filter(|&(start, end)| !kept(start, end)).collect())
 }
 
 pub fn no_stub() -> RestoreError {
@@ -32,44 +38,14 @@ pub fn no_stub() -> RestoreError {
 }
 
 /// The vDSO, its data, vsyscall.
-fn special_ranges(pid: i32) -> Result<Vec<(u64, u64)>, RestoreError> {
+pub fn special_ranges(pid: i32) -> Result<Vec<(Backing, u64, u64)>, RestoreError> {
     let maps = crate::proc::read(pid, "maps")
         .map_err(|source| RestoreError::File { what: "reading maps".into(), source })?;
     Ok(crate::proc::maps::parse(&maps)
         .into_iter()
         .filter(|vma| matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall))
-        .map(|vma| (vma.start, vma.end))
+        .map(|vma| (vma.backing, vma.start, vma.end))
         .collect())
-}
-
-/// Puts the vDSO where the image has it. Both kernels must lay it out alike.
-pub fn place_vdso(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
-    let is_ours = |backing: &Backing| matches!(backing, Backing::Vdso | Backing::Vvar);
-    let wanted: Vec<(u64, u64)> =
-        image.mm.vmas.iter().filter(|vma| is_ours(&vma.backing)).map(|v| (v.start, v.end)).collect();
-    let here: Vec<(u64, u64)> =
-        special_ranges(tracee.pid())?.into_iter().filter(|&(start, _)| start < 1 << 63).collect();
-    let (Some(&(want, _)), Some(&(have, _))) = (wanted.first(), here.first()) else { return Ok(()) };
-    let shape = |ranges: &[(u64, u64)], base: u64| -> Vec<(u64, u64)> {
-        ranges.iter().map(|&(s, e)| (s - base, e - base)).collect()
-    };
-    if shape(&wanted, want) != shape(&here, have) {
-        return Err(RestoreError::Unfit(
-            "the vDSO of this kernel has another layout than the one the process uses".into(),
-        ));
-    }
-    if want == have {
-        return Ok(());
-    }
-    for &(start, end) in &here {
-        tracee.must(0, "unmapping the vDSO", libc::SYS_munmap, [start, end - start, 0, 0, 0, 0])?;
-    }
-    let got = tracee.syscall(0, libc::SYS_arch_prctl, [ARCH_MAP_VDSO_64, want, 0, 0, 0, 0])?;
-    if got <= 0 {
-        let errno = nix::errno::Errno::from_raw(-got as i32);
-        return Err(TraceeError::Inside { operation: "mapping the vDSO", tid: tracee.pid(), errno }.into());
-    }
-    Ok(())
 }
 
 /// What `ps` and `brk` know: `PR_SET_MM_MAP` (prctl(2)).
@@ -87,40 +63,50 @@ pub fn set_mm(tracee: &mut Tracee, image: &ProcessImage, exe: bool) -> Result<()
     map.extend_from_slice(&exe_fd.map_or(u32::MAX, |fd| fd as u32).to_le_bytes());
     tracee.write_mem(scratch, &map)?;
     let args = [PR_SET_MM, PR_SET_MM_MAP, scratch, map.len() as u64, 0, 0];
-    let result = tracee.must(0, "setting the memory layout", libc::SYS_prctl, args);
+    let mut calls = vec![Call::must("setting the memory layout", libc::SYS_prctl, args)];
     if let Some(fd) = exe_fd {
-        close_inside(tracee, fd)?;
+        calls.push(Call::must("closing a file", libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]));
     }
-    result?;
+    tracee.must_all(0, &calls)?;
     let pid = tracee.pid();
     let _ = fs::write(format!("/proc/{pid}/coredump_filter"), format!("{:#x}", image.mm.coredump_filter));
-    if image.mm.thp_disable {
-        let args = [libc::PR_SET_THP_DISABLE as u64, 1, 0, 0, 0, 0];
-        tracee.must(0, "PR_SET_THP_DISABLE", libc::SYS_prctl, args)?;
-    }
+    let huge_pages = super::traits::huge_pages(&image.mm, &image.traits);
+    tracee.must_all(0, &huge_pages.into_iter().collect::<Vec<Call>>())?;
     Ok(())
 }
 
-/// Working directory and umask.
-pub fn set_fs(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
-    tracee.must(0, "umask", libc::SYS_umask, [image.fs.umask.into(), 0, 0, 0, 0, 0])?;
-    let now = crate::proc::link(tracee.pid(), "cwd").unwrap_or_default();
-    if now == image.fs.cwd || image.fs.cwd_deleted {
-        return Ok(());
+/// Working directory and umask of thread `i`, and of those that share them.
+pub fn set_fs(tracee: &mut Tracee, i: usize, fs: &FsImage) -> Result<(), RestoreError> {
+    let mut calls = vec![Call::must("umask", libc::SYS_umask, [fs.umask.into(), 0, 0, 0, 0, 0])];
+    let now = crate::proc::link(tracee.tid(i), "cwd").unwrap_or_default();
+    if now != fs.cwd && !fs.cwd_deleted {
+        calls.push(Call::must("entering the working directory", libc::SYS_chdir, [0; 6]).string(0, &fs.cwd));
     }
-    let path = mappings::put_path(tracee, &image.fs.cwd)?;
-    tracee.must(0, "entering the working directory", libc::SYS_chdir, [path, 0, 0, 0, 0, 0])?;
+    tracee.must_all(i, &calls)?;
     Ok(())
 }
 
-/// Personality, subreaper, OOM score.
+/// Registers for what it has registered for by membarrier(2).
+pub fn set_membarrier(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
+    let commands = (0..u32::BITS).map(|bit| 1 << bit).filter(|command| image.misc.membarrier & command != 0);
+    let register = |command: u32| {
+        Call::must("membarrier (registering)", libc::SYS_membarrier, [command.into(), 0, 0, 0, 0, 0])
+    };
+    let calls: Vec<Call> = commands.map(register).collect();
+    tracee.must_all(0, &calls)?;
+    Ok(())
+}
+
+/// Subreaper, OOM score.
 pub fn set_misc(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
     let misc = &image.misc;
-    tracee.must(0, "personality", libc::SYS_personality, [misc.personality.into(), 0, 0, 0, 0, 0])?;
+    // The personality is each thread's own, and comes with the threads.
+    let mut calls = Vec::new();
     if misc.child_subreaper {
         let args = [libc::PR_SET_CHILD_SUBREAPER as u64, 1, 0, 0, 0, 0];
-        tracee.must(0, "PR_SET_CHILD_SUBREAPER", libc::SYS_prctl, args)?;
+        calls.push(Call::must("PR_SET_CHILD_SUBREAPER", libc::SYS_prctl, args));
     }
+    tracee.must_all(0, &calls)?;
     // Lowering it needs a capability that we may not have; the kernel's default is right then.
     let _ = fs::write(format!("/proc/{}/oom_score_adj", tracee.pid()), misc.oom_score_adj.to_string());
     Ok(())

@@ -4,109 +4,208 @@
 //! process_vm_writev(2) is written through `/proc/PID/mem`, which the kernel allows a tracer for
 //! private memory of any protection.
 
-use super::files::close_inside;
+use super::objects::Source;
+use super::pkeys::Keys;
 use super::{FileSource, RestoreError};
-use crate::image::{Backing, ProcessImage, Vma, VmaFlags};
+use crate::image::objects::ObjectKey;
+use crate::image::{Backing, MappedFile, ProcessImage, Vma, VmaFlags};
 use crate::sys::process_vm;
-use crate::tracee::{Tracee, TraceeError};
-use std::collections::BTreeMap;
+use crate::tracee::{Call, Tracee};
+use std::collections::{BTreeMap, BTreeSet};
 
+/// A kind of mapping beside private and shared (Linux 6.11, mmap(2)).
+const MAP_DROPPABLE: libc::c_int = 8;
 /// Files kept open while mappings of them are made.
 const OPEN_FILES: usize = 64;
 /// Zeros written over a private copy of a file's page.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What is to come into the mappings.
+#[derive(Default)]
 pub struct Contents {
     vmas: Vec<Vma>,
     guards: Vec<(u64, u64)>,
+    keys: Keys,
 }
 
-/// Maps everything.
+/// Makes the mappings `vmas` of the image: all of them, or those that are not there already.
 pub fn map_all(
     tracee: &mut Tracee,
+    vmas: &[Vma],
     image: &ProcessImage,
     files: &mut dyn FileSource,
+    keys: Keys,
 ) -> Result<Contents, RestoreError> {
-    let mut open: BTreeMap<(Vec<u8>, bool), i32> = BTreeMap::new();
+    let mut open = OpenFiles::new();
+    let mut objects: BTreeMap<ObjectKey, i32> = BTreeMap::new();
     let mut shared: BTreeMap<u64, Vec<&Vma>> = BTreeMap::new();
-    for vma in &image.mm.vmas {
+    let mut plan = Plan::default();
+    for (at, vma) in vmas.iter().enumerate() {
+        // What its protection alone would give another key is protected when it is there.
+        let later = keys.come_later(vma) && !matches!(vma.backing, Backing::SharedAnon { .. });
+        let prot = if later { 0 } else { vma.prot };
         match &vma.backing {
-            Backing::Anon => map(tracee, vma, vma.prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)?,
+            Backing::Anon => {
+                let droppable = vma.flags.contains(VmaFlags::DROPPABLE);
+                let kind = if droppable { MAP_DROPPABLE } else { libc::MAP_PRIVATE };
+                plan.map(vma, prot, kind | libc::MAP_ANONYMOUS, None);
+            }
             Backing::SharedAnon { id, .. } => {
                 // Its place is taken now; the memory itself comes when all places are taken.
-                map(tracee, vma, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, None)?;
+                plan.map(vma, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, None);
                 shared.entry(*id).or_default().push(vma);
             }
             Backing::File(file) => {
-                let writable = vma.shared && file.may_write;
-                let key = (file.path.clone(), writable);
-                let fd = match open.get(&key) {
-                    Some(&fd) => fd,
-                    None => {
-                        if open.len() >= OPEN_FILES {
-                            close_all(tracee, &mut open)?;
-                        }
-                        let fd = files.open_mapped(tracee, file, writable)?;
-                        open.insert(key, fd);
-                        fd
-                    }
-                };
+                let key = key_of(file, vma);
+                if !open.contains_key(&key) {
+                    plan.run(tracee)?;
+                    close_all(tracee, std::mem::take(&mut open).into_values())?;
+                    open = open_next(tracee, &vmas[at..], files)?;
+                }
+                let fd = open.get(&key).copied().expect("the first of those that are opened");
                 let kind = if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-                map(tracee, vma, vma.prot, kind, Some((fd, file.offset)))?;
+                plan.map(vma, prot, kind, Some((fd, file.offset)));
             }
+            Backing::Object { key, offset, .. } => match files.object(*key)? {
+                Source::Segment(id) => plan.attach(vma, id),
+                Source::File(ours) => {
+                    if objects.len() >= OPEN_FILES && !objects.contains_key(key) {
+                        plan.run(tracee)?;
+                        close_all(tracee, std::mem::take(&mut objects).into_values())?;
+                    }
+                    let fd = match objects.get(key) {
+                        Some(&fd) => fd,
+                        None => files.take_in(tracee, ours)?,
+                    };
+                    objects.insert(*key, fd);
+                    let kind = if vma.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+                    plan.map(vma, prot, kind, Some((fd, *offset)));
+                }
+            },
             Backing::Vdso | Backing::Vvar | Backing::Vsyscall => continue,
         }
-        if vma.flags.contains(VmaFlags::HUGEPAGE) {
-            advise(tracee, vma, libc::MADV_HUGEPAGE)?;
+        if later {
+            plan.push(vma, keys.protect(vma));
+        }
+        // Where the mapping itself comes later, so does this.
+        let there = !matches!(vma.backing, Backing::SharedAnon { .. });
+        if there && vma.flags.contains(VmaFlags::HUGEPAGE) {
+            plan.push(vma, advise(vma, libc::MADV_HUGEPAGE));
         }
     }
-    close_all(tracee, &mut open)?;
+    plan.run(tracee)?;
+    close_all(tracee, open.into_values().chain(objects.into_values()))?;
     for group in shared.values() {
         map_shared(tracee, group)?;
     }
-    Ok(Contents { vmas: image.mm.vmas.clone(), guards: image.mm.guards.clone() })
+    Ok(Contents { vmas: image.mm.vmas.clone(), guards: image.mm.guards.clone(), keys })
 }
 
-fn map(
-    tracee: &mut Tracee,
-    vma: &Vma,
-    prot: u32,
-    kind: libc::c_int,
-    file: Option<(i32, u64)>,
-) -> Result<(), RestoreError> {
-    let mut flags = kind | libc::MAP_FIXED;
-    if vma.flags.contains(VmaFlags::GROWSDOWN) {
-        flags |= libc::MAP_GROWSDOWN;
-    }
-    if vma.flags.contains(VmaFlags::NORESERVE) {
-        flags |= libc::MAP_NORESERVE;
-    }
-    let (fd, offset) = file.map_or((u64::MAX, 0), |(fd, offset)| (fd as u64, offset));
-    let args = [vma.start, vma.end - vma.start, prot.into(), flags as u64, fd, offset];
-    let got = tracee.must(0, "mapping memory", libc::SYS_mmap, args).map_err(|error| match error {
-        TraceeError::Inside { errno, .. } => {
-            RestoreError::file(format!("mapping {:x}-{:x} {}", vma.start, vma.end, name(vma)), errno)
-        }
-        other => other.into(),
-    })?;
-    if got as u64 != vma.start {
-        return Err(RestoreError::Unfit(format!("a mapping came to {got:#x} instead of {:#x}", vma.start)));
-    }
-    Ok(())
+/// Numbers, inside, by path and whether it can be written.
+type OpenFiles = BTreeMap<(Vec<u8>, bool), i32>;
+
+fn key_of(file: &MappedFile, vma: &Vma) -> (Vec<u8>, bool) {
+    (file.path.clone(), vma.shared && file.may_write)
 }
+
+/// Opens the files of the mappings that come next, as many as may be open.
+fn open_next(
+    tracee: &mut Tracee,
+    vmas: &[Vma],
+    files: &mut dyn FileSource,
+) -> Result<OpenFiles, RestoreError> {
+    let mut wanted: Vec<(&MappedFile, bool)> = Vec::new();
+    let mut keys = BTreeSet::new();
+    for vma in vmas {
+        let Backing::File(file) = &vma.backing else { continue };
+        let key = key_of(file, vma);
+        if !keys.contains(&key) {
+            if wanted.len() == OPEN_FILES {
+                break;
+            }
+            wanted.push((file, key.1));
+            keys.insert(key);
+        }
+    }
+    let opened = files.open_all_mapped(tracee, &wanted)?;
+    let key = |(file, writable): (&MappedFile, bool)| (file.path.clone(), writable);
+    Ok(wanted.into_iter().map(key).zip(opened).collect())
+}
+
+/// Calls about mappings, to be run in one batch.
+#[derive(Default)]
+struct Plan<'a> {
+    calls: Vec<Call>,
+    /// For each call the mapping it is about.
+    about: Vec<&'a Vma>,
+}
+
+impl<'a> Plan<'a> {
+    fn push(&mut self, vma: &'a Vma, call: Call) {
+        self.calls.push(call);
+        self.about.push(vma);
+    }
+
+    fn map(&mut self, vma: &'a Vma, prot: u32, kind: libc::c_int, file: Option<(i32, u64)>) {
+        let mut flags = kind | libc::MAP_FIXED;
+        if vma.flags.contains(VmaFlags::GROWSDOWN) {
+            flags |= libc::MAP_GROWSDOWN;
+        }
+        if vma.flags.contains(VmaFlags::NORESERVE) {
+            flags |= libc::MAP_NORESERVE;
+        }
+        let (fd, offset) = file.map_or((u64::MAX, 0), |(fd, offset)| (fd as u64, offset));
+        let args = [vma.start, vma.end - vma.start, prot.into(), flags as u64, fd, offset];
+        self.push(vma, Call::must(MAPPING, libc::SYS_mmap, args));
+    }
+
+    /// A System V segment.
+    fn attach(&mut self, vma: &'a Vma, id: i32) {
+        let has = |bit: libc::c_int| vma.prot & bit as u32 != 0;
+        let flags = libc::SHM_REMAP
+            | if has(libc::PROT_WRITE) { 0 } else { libc::SHM_RDONLY }
+            | if has(libc::PROT_EXEC) { libc::SHM_EXEC } else { 0 };
+        let args = [id as u64, vma.start, flags as u64, 0, 0, 0];
+        self.push(vma, Call::must(ATTACHING, libc::SYS_shmat, args));
+    }
+
+    /// Runs them, and forgets them.
+    fn run(&mut self, tracee: &mut Tracee) -> Result<(), RestoreError> {
+        let replies = tracee.batch(0, &self.calls)?;
+        for ((call, vma), reply) in self.calls.iter().zip(&self.about).zip(&replies) {
+            if let Some(errno) = reply.errno().filter(|_| call.is_must()) {
+                let what = format!("{} {:x}-{:x} {}", call.operation(), vma.start, vma.end, name(vma));
+                return Err(RestoreError::file(what, errno));
+            }
+            if matches!(call.operation(), MAPPING | ATTACHING) && reply.value as u64 != vma.start {
+                return Err(RestoreError::Unfit(format!(
+                    "a mapping came to {:#x} instead of {:#x}",
+                    reply.value, vma.start
+                )));
+            }
+        }
+        self.calls.clear();
+        self.about.clear();
+        Ok(())
+    }
+}
+
+/// What mmap(2) is for.
+const MAPPING: &str = "mapping";
+/// What shmat(2) is for.
+const ATTACHING: &str = "attaching";
 
 fn name(vma: &Vma) -> String {
     match &vma.backing {
         Backing::File(file) => format!("of {}", String::from_utf8_lossy(&file.path)),
+        Backing::Object { .. } => "of a file without a name".into(),
         _ => "of anonymous memory".into(),
     }
 }
 
-fn close_all(tracee: &mut Tracee, open: &mut BTreeMap<(Vec<u8>, bool), i32>) -> Result<(), RestoreError> {
-    while let Some((_, fd)) = open.pop_first() {
-        close_inside(tracee, fd)?;
-    }
+fn close_all(tracee: &mut Tracee, open: impl Iterator<Item = i32>) -> Result<(), RestoreError> {
+    let close = |fd: i32| Call::must("closing a file", libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]);
+    tracee.must_all(0, &open.map(close).collect::<Vec<Call>>())?;
     Ok(())
 }
 
@@ -120,23 +219,26 @@ fn map_shared(tracee: &mut Tracee, group: &[&Vma]) -> Result<(), RestoreError> {
     let low = group.iter().map(|vma| offset(vma)).min().unwrap_or(0);
     let high = group.iter().map(|vma| offset(vma) + (vma.end - vma.start)).max().unwrap_or(0);
     let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+    let unreserved = group.iter().all(|vma| vma.flags.contains(VmaFlags::NORESERVE));
+    let reserve = if unreserved { libc::MAP_NORESERVE } else { 0 };
+    let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | reserve) as u64;
     let args = [0, high - low, prot, flags, u64::MAX, 0];
     let whole = tracee.must(0, "making shared memory", libc::SYS_mmap, args)? as u64;
-    for vma in group {
+    let place = |vma: &&Vma| {
         let from = whole + offset(vma) - low;
         let how = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
         let args = [from, 0, vma.end - vma.start, how, vma.start, 0];
-        tracee.must(0, "mapping shared memory", libc::SYS_mremap, args)?;
-    }
-    tracee.must(0, "unmapping", libc::SYS_munmap, [whole, high - low, 0, 0, 0, 0])?;
+        Call::must("mapping shared memory", libc::SYS_mremap, args)
+    };
+    let mut calls: Vec<Call> = group.iter().map(place).collect();
+    calls.push(Call::must("unmapping", libc::SYS_munmap, [whole, high - low, 0, 0, 0, 0]));
+    tracee.must_all(0, &calls)?;
     Ok(())
 }
 
-fn advise(tracee: &mut Tracee, vma: &Vma, advice: libc::c_int) -> Result<(), RestoreError> {
+fn advise(vma: &Vma, advice: libc::c_int) -> Call {
     let args = [vma.start, vma.end - vma.start, advice as u64, 0, 0, 0];
-    tracee.must(0, "madvise", libc::SYS_madvise, args)?;
-    Ok(())
+    Call::must("madvise for", libc::SYS_madvise, args)
 }
 
 impl Contents {
@@ -150,8 +252,9 @@ impl Contents {
 
     /// Makes a range zero: fresh anonymous memory is.
     pub fn zero(&self, tracee: &Tracee, addr: u64, len: u64) -> Result<(), RestoreError> {
-        for vma in self.vmas.iter().filter(|vma| vma.start < addr + len && vma.end > addr) {
-            if !matches!(vma.backing, Backing::File(_)) {
+        let first = self.vmas.partition_point(|vma| vma.end <= addr);
+        for vma in self.vmas[first..].iter().take_while(|vma| vma.start < addr + len) {
+            if !matches!(vma.backing, Backing::File(_) | Backing::Object { .. }) {
                 continue;
             }
             let (mut at, end) = (addr.max(vma.start), (addr + len).min(vma.end));
@@ -166,44 +269,67 @@ impl Contents {
 
     /// What had to wait until the contents were there.
     pub fn settle(self, tracee: &mut Tracee) -> Result<(), RestoreError> {
-        for &(start, end) in &self.guards {
-            // Before anything is locked: guards are refused there (madvise(2)).
-            let args = [start, end - start, MADV_GUARD_INSTALL, 0, 0, 0];
-            if tracee.syscall(0, libc::SYS_madvise, args)? != 0 {
-                // Before 6.13: no access at all is the same to the program.
-                tracee.must(
-                    0,
-                    "making a guard page",
-                    libc::SYS_mprotect,
-                    [start, end - start, 0, 0, 0, 0],
-                )?;
-            }
-        }
+        // Before anything is locked: guards are refused there (madvise(2)).
+        make_guards(tracee, &self.guards)?;
+        let mut plan = Plan::default();
         for vma in &self.vmas {
             if matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall) {
                 continue;
             }
             let length = vma.end - vma.start;
             if matches!(vma.backing, Backing::SharedAnon { .. }) {
-                let args = [vma.start, length, vma.prot.into(), 0, 0, 0];
-                tracee.must(0, "protecting shared memory", libc::SYS_mprotect, args)?;
+                plan.push(vma, self.keys.protect(vma));
+                if vma.flags.contains(VmaFlags::HUGEPAGE) {
+                    plan.push(vma, advise(vma, libc::MADV_HUGEPAGE));
+                }
             }
             for (flag, advice) in ADVICE {
                 if vma.flags.contains(flag) {
-                    advise(tracee, vma, advice)?;
+                    plan.push(vma, advise(vma, advice));
                 }
             }
             if vma.flags.contains(VmaFlags::LOCKED) {
                 let on_fault = u64::from(vma.flags.contains(VmaFlags::LOCKONFAULT));
+                let args = [vma.start, length, on_fault, 0, 0, 0];
                 // The limit may be lower on this node: memory that is not locked still works.
-                tracee.syscall(0, libc::SYS_mlock2, [vma.start, length, on_fault, 0, 0, 0])?;
+                plan.push(vma, Call::may("locking", libc::SYS_mlock2, args));
             }
             if let Some(name) = &vma.name {
-                set_name(tracee, vma, name)?;
+                const PR_SET_VMA: u64 = 0x5356_4d41;
+                // Kernels without CONFIG_ANON_VMA_NAME refuse; the name is for people only.
+                let args = [PR_SET_VMA, 0, vma.start, length, 0, 0];
+                plan.push(vma, Call::may("naming", libc::SYS_prctl, args).string(4, name));
             }
         }
+        // Nothing can be done to them after that (mseal(2)).
+        for vma in self.vmas.iter().filter(|vma| vma.flags.contains(VmaFlags::SEALED)) {
+            if matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall) {
+                continue;
+            }
+            let args = [vma.start, vma.end - vma.start, 0, 0, 0, 0];
+            plan.push(vma, Call::must("sealing", libc::SYS_mseal, args));
+        }
+        plan.run(tracee)?;
+        tracee.must_all(0, &self.keys.settle())?;
         Ok(())
     }
+}
+
+fn make_guards(tracee: &mut Tracee, guards: &[(u64, u64)]) -> Result<(), RestoreError> {
+    let install = |&(start, end): &(u64, u64)| {
+        let args = [start, end - start, MADV_GUARD_INSTALL, 0, 0, 0];
+        Call::may("making guard pages", libc::SYS_madvise, args)
+    };
+    let replies = tracee.batch(0, &guards.iter().map(install).collect::<Vec<Call>>())?;
+    // Before 6.13: no access at all is the same to the program.
+    let refused = guards.iter().zip(&replies).filter(|(_, reply)| reply.value != 0);
+    let calls: Vec<Call> = refused
+        .map(|(&(start, end), _)| {
+            Call::must("making guard pages", libc::SYS_mprotect, [start, end - start, 0, 0, 0, 0])
+        })
+        .collect();
+    tracee.must_all(0, &calls)?;
+    Ok(())
 }
 
 /// Linux 6.13.
@@ -219,22 +345,9 @@ const ADVICE: [(VmaFlags, libc::c_int); 7] = [
     (VmaFlags::RAND_READ, libc::MADV_RANDOM),
 ];
 
-fn set_name(tracee: &mut Tracee, vma: &Vma, name: &[u8]) -> Result<(), RestoreError> {
-    const PR_SET_VMA: u64 = 0x5356_4d41;
-    let at = put_path(tracee, name)?;
-    // Kernels without CONFIG_ANON_VMA_NAME refuse; the name is for people only.
-    tracee.syscall(0, libc::SYS_prctl, [PR_SET_VMA, 0, vma.start, vma.end - vma.start, at, 0])?;
-    Ok(())
-}
-
-/// Writes a NUL-terminated string into the scratch area; gives its address.
-pub fn put_path(tracee: &mut Tracee, path: &[u8]) -> Result<u64, RestoreError> {
-    if path.len() >= Tracee::SCRATCH_LEN || path.contains(&0) {
-        return Err(RestoreError::Unfit(format!("the path {} is too long", String::from_utf8_lossy(path))));
-    }
+/// Puts a few bytes into the task's scratch area.
+pub fn put_bytes(tracee: &mut Tracee, bytes: &[u8]) -> Result<u64, RestoreError> {
     let scratch = tracee.scratch();
-    let mut bytes = path.to_vec();
-    bytes.push(0);
-    tracee.write_mem(scratch, &bytes)?;
+    tracee.write_mem(scratch, bytes)?;
     Ok(scratch)
 }

@@ -5,23 +5,53 @@
 //! descriptors and all its threads), the pages, and a way to open mapped files; everything else is
 //! here. When [`Rebuild::finish`] returns, the task stands ready; [`Tracee::release`] lets it run.
 
+mod births;
+pub mod clocks;
+mod cow;
 mod credentials;
-mod family;
+pub mod family;
 mod files;
+mod groups;
 mod layout;
+mod locks;
 mod mappings;
+mod nameless;
+pub mod objects;
+mod pipes;
+pub(crate) mod pkeys;
+mod reports;
+mod seccomp;
 pub mod shell;
 mod signals;
+mod sockets;
 pub mod standalone;
 pub mod table;
+mod taking;
+pub mod terminals;
 mod threads;
+mod timers;
+mod together;
+mod traces;
+mod traits;
+mod vdso;
+mod waits;
+mod watches;
+mod xstate;
 
 pub use files::{make_local, open_inside};
 
 use crate::deputy::SigInfo;
-use crate::image::{MappedFile, ProcessImage};
+use crate::image::cpu::CpuImage;
+use crate::image::objects::ObjectKey;
+use crate::image::shares::ApartImage;
+use crate::image::{Backing, MappedFile, ProcessImage};
+use crate::inventory::cpu;
+use crate::sys::ptrace::Regs;
 use crate::tracee::{Tracee, TraceeError};
+use cow::Inherited;
 use mappings::Contents;
+use pkeys::Keys;
+use std::os::unix::fs::FileExt;
 
 /// Why a process could not be rebuilt. The task is half-built: it must be thrown away or emptied.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +89,18 @@ pub enum RestoreError {
         /// What the kernel said.
         errno: nix::errno::Errno,
     },
+    /// Its clocks would go back, as no time namespace can be made.
+    #[error(
+        "its clocks CLOCK_MONOTONIC and CLOCK_BOOTTIME would go back by {} s, and no time namespace can be \
+         made for it: {errno}",
+        back_ns.div_ceil(1_000_000_000)
+    )]
+    Clocks {
+        /// By how much, ns.
+        back_ns: u64,
+        /// Why there is none.
+        errno: nix::errno::Errno,
+    },
     /// The new process failed before it could be filled; in its own words.
     #[error("{0}")]
     Child(String),
@@ -72,22 +114,50 @@ impl RestoreError {
 
 /// How the embedder opens the files that are mapped.
 pub trait FileSource {
-    /// Opens the file inside the task; gives its descriptor number there. It is closed afterwards.
+    /// Opens the file inside the task, by its path and with the task's rights; gives its descriptor number there.
+    /// It is closed afterwards.
     fn open_mapped(
         &mut self,
         tracee: &mut Tracee,
         file: &MappedFile,
         writable: bool,
-    ) -> Result<i32, RestoreError>;
+    ) -> Result<i32, RestoreError> {
+        open_inside(tracee, &file.path, writable)
+    }
+
+    /// The same of several files, each with whether it is to be writable.
+    fn open_all_mapped(
+        &mut self,
+        tracee: &mut Tracee,
+        files: &[(&MappedFile, bool)],
+    ) -> Result<Vec<i32>, RestoreError> {
+        files.iter().map(|(file, writable)| self.open_mapped(tracee, file, *writable)).collect()
+    }
+
+    /// What mappings of an object are made from.
+    fn object(&mut self, key: ObjectKey) -> Result<objects::Source, RestoreError> {
+        Err(RestoreError::Unfit(format!("mapped memory {}:{} cannot be made here", key.0, key.1)))
+    }
+
+    /// Opens what [`Self::object`] has told as a descriptor of this program inside the task, to read and write;
+    /// gives its number there. It is closed afterwards.
+    fn take_in(&mut self, tracee: &mut Tracee, ours: i32) -> Result<i32, RestoreError> {
+        let path = format!("/proc/{}/fd/{ours}", std::process::id());
+        open_inside(tracee, path.as_bytes(), true)
+    }
 }
 
 /// What is rebuilt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RebuildOptions {
+    /// The CPU must have what the image's had ([`crate::inventory::cpu`]).
+    pub cpu: bool,
     /// Set `/proc/PID/exe`.
     pub exe: bool,
     /// Set credentials, with these capabilities at most.
     pub credentials: Option<u64>,
+    /// Install the program's system-call filters.
+    pub seccomp: bool,
     /// Set limits, nice value, scheduling policy, I/O priority.
     pub limits: bool,
     /// Set CPU affinity.
@@ -96,8 +166,14 @@ pub struct RebuildOptions {
     pub misc: bool,
     /// The vDSO may have to be moved to where the image has it.
     pub place_vdso: bool,
+    /// The vDSO may be another kernel's.
+    pub copies_vdso: bool,
     /// Leave it stopped if it was.
     pub stop: bool,
+    /// Make epolls: whoever has built the descriptor table has left them out.
+    pub epolls: bool,
+    /// Its clocks that count from boot go on where they were: what is due at a time of theirs is set to that.
+    pub clocks: bool,
     /// Ask again for the signal at the parent's death (to a parent that is another one now).
     pub pdeathsig: bool,
 }
@@ -115,13 +191,18 @@ impl RebuildOptions {
     /// An image restored on its own.
     pub fn standalone() -> RebuildOptions {
         RebuildOptions {
+            cpu: true,
             exe: true,
             credentials: Some(u64::MAX),
+            seccomp: true,
             limits: true,
             affinity: true,
             misc: true,
             place_vdso: true,
+            copies_vdso: true,
             stop: true,
+            epolls: false,
+            clocks: true,
             pdeathsig: true,
         }
     }
@@ -130,7 +211,11 @@ impl RebuildOptions {
     pub fn guest() -> RebuildOptions {
         RebuildOptions {
             affinity: false,
+            // It goes home, where its own is.
+            copies_vdso: false,
+            seccomp: false,
             credentials: Some(GUEST_CAPABILITIES),
+            epolls: true,
             pdeathsig: false,
             ..Self::standalone()
         }
@@ -139,13 +224,19 @@ impl RebuildOptions {
     /// A deputy whose guest comes home: it has kept everything that memory does not hold.
     pub fn deputy() -> RebuildOptions {
         RebuildOptions {
+            // Home must always be open to it: what it has learned since is its own affair.
+            cpu: false,
             exe: false,
             credentials: None,
+            seccomp: false,
             limits: false,
             affinity: false,
             misc: false,
             place_vdso: false,
+            copies_vdso: false,
             stop: false,
+            epolls: true,
+            clocks: true,
             pdeathsig: false,
         }
     }
@@ -156,14 +247,29 @@ pub struct Rebuild<'a> {
     tracee: &'a mut Tracee,
     image: &'a ProcessImage,
     options: RebuildOptions,
+    filled: Filled,
+}
+
+/// What is known of a task whose memory is there, until the rest follows.
+pub(crate) struct Filled {
     contents: Contents,
+    inherited: Option<Inherited>,
+    /// The task that is its parent and whose memory it has not inherited.
+    parent: Option<i32>,
     queue_after: Vec<SigInfo>,
 }
 
 /// Makes the threads of the image, beside the leader that is there, under their TIDs.
 pub fn add_threads(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
-    for thread in image.threads.iter().skip(1) {
-        tracee.add_thread(thread.tid, true)?;
+    let with = |first: i32| {
+        image.threads.iter().skip(1).filter(move |one| one.apart.fs_with == first).map(|one| one.tid)
+    };
+    tracee.add_threads(0, &with(0).collect::<Vec<i32>>())?;
+    for first in image.threads.iter().filter(|thread| thread.apart.fs.is_some()) {
+        let maker = threads::place(tracee, first.tid)?;
+        let args = [libc::CLONE_FS as u64, 0, 0, 0, 0, 0];
+        tracee.must(maker, "unshare", libc::SYS_unshare, args)?;
+        tracee.add_threads(maker, &with(first.tid).collect::<Vec<i32>>())?;
     }
     Ok(())
 }
@@ -177,13 +283,67 @@ impl<'a> Rebuild<'a> {
         options: RebuildOptions,
     ) -> Result<Rebuild<'a>, RestoreError> {
         check(image)?;
+        check_cpu(image, tracee, options)?;
         threads::unregister_rseq(tracee)?;
         layout::empty(tracee)?;
         if options.place_vdso {
-            layout::place_vdso(tracee, image)?;
+            vdso::place(tracee, image, options.copies_vdso)?;
         }
-        let contents = mappings::map_all(tracee, image, files)?;
-        Ok(Rebuild { tracee, image, options, contents, queue_after: Vec::new() })
+        let keys = Keys::arrange(tracee, &image.mm)?;
+        let contents = mappings::map_all(tracee, &image.mm.vmas, image, files, keys)?;
+        traits::set_policies(tracee, &image.traits, None)?;
+        let filled = Filled { contents, inherited: None, parent: None, queue_after: Vec::new() };
+        Ok(Rebuild { tracee, image, options, filled })
+    }
+
+    /// The same of a task that was just made by its parent, whose memory it has.
+    pub(crate) fn begin_child(
+        tracee: &'a mut Tracee,
+        image: &'a ProcessImage,
+        parent: &ProcessImage,
+        files: &mut dyn FileSource,
+        options: RebuildOptions,
+    ) -> Result<Rebuild<'a>, RestoreError> {
+        check(image)?;
+        check_cpu(image, tracee, options)?;
+        threads::unregister_rseq(tracee)?;
+        let kept = cow::empty(tracee, image, &parent.mm)?;
+        if options.place_vdso {
+            vdso::place(tracee, image, options.copies_vdso)?;
+        }
+        let keys = Keys::arrange(tracee, &image.mm)?;
+        let (contents, inherited) = cow::fit(tracee, image, kept, files, keys)?;
+        traits::set_policies(tracee, &image.traits, Some(&parent.traits))?;
+        let filled = Filled { contents, inherited: Some(inherited), parent: None, queue_after: Vec::new() };
+        Ok(Rebuild { tracee, image, options, filled })
+    }
+
+    /// The same of one that shares its memory with who made it: that is there.
+    pub(crate) fn begin_sharing(
+        tracee: &'a mut Tracee,
+        image: &'a ProcessImage,
+        options: RebuildOptions,
+    ) -> Result<Rebuild<'a>, RestoreError> {
+        check(image)?;
+        check_cpu(image, tracee, options)?;
+        let contents = Contents::default();
+        let filled = Filled { contents, inherited: None, parent: None, queue_after: Vec::new() };
+        Ok(Rebuild { tracee, image, options, filled })
+    }
+
+    /// Its memory is there; the rest comes later.
+    pub(crate) fn set_aside(self) -> Filled {
+        self.filled
+    }
+
+    /// Goes on with what was set aside.
+    pub(crate) fn take_up(
+        tracee: &'a mut Tracee,
+        image: &'a ProcessImage,
+        options: RebuildOptions,
+        filled: Filled,
+    ) -> Rebuild<'a> {
+        Rebuild { tracee, image, options, filled }
     }
 
     /// The task that is being filled.
@@ -193,60 +353,192 @@ impl<'a> Rebuild<'a> {
 
     /// Places contents.
     pub fn data(&mut self, addr: u64, bytes: &[u8]) -> Result<(), RestoreError> {
-        self.contents.data(self.tracee, addr, bytes)
+        let Some(inherited) = &mut self.filled.inherited else {
+            return self.filled.contents.data(self.tracee, addr, bytes);
+        };
+        for (addr, bytes) in inherited.different(self.tracee, addr, bytes) {
+            self.filled.contents.data(self.tracee, addr, bytes)?;
+        }
+        Ok(())
     }
 
     /// Makes a range zero.
     pub fn zero(&mut self, addr: u64, len: u64) -> Result<(), RestoreError> {
-        self.contents.zero(self.tracee, addr, len)
+        if let Some(inherited) = &mut self.filled.inherited {
+            // Pages of anonymous memory are zero when they have been dropped.
+            let end = addr.saturating_add(len);
+            for vma in self.image.mm.vmas.iter().filter(|vma| vma.start < end && vma.end > addr) {
+                if matches!(vma.backing, Backing::File(_)) {
+                    let (from, to) = (vma.start.max(addr), vma.end.min(end));
+                    inherited.written(from, to - from);
+                }
+            }
+        }
+        self.filled.contents.zero(self.tracee, addr, len)
+    }
+
+    /// Pages that are as the parent's at the same addresses.
+    pub fn same(&mut self, addr: u64, len: u64) -> Result<(), RestoreError> {
+        match &mut self.filled.inherited {
+            Some(inherited) => inherited.same(addr, len),
+            None => self.copy_from_parent(addr, len),
+        }
+    }
+
+    fn copy_from_parent(&mut self, addr: u64, len: u64) -> Result<(), RestoreError> {
+        let lost = || RestoreError::Unfit("memory of a parent, and there is none".into());
+        let parent = format!("/proc/{}/mem", self.filled.parent.ok_or_else(lost)?);
+        let parent = std::fs::File::open(parent)
+            .map_err(|source| RestoreError::File { what: "reading a parent's memory".into(), source })?;
+        let end = addr.checked_add(len).ok_or_else(lost)?;
+        let mut buffer = vec![0; len.min(1 << 20) as usize];
+        let mut at = addr;
+        while at < end {
+            let part = &mut buffer[..(end - at).min(1 << 20) as usize];
+            parent.read_exact_at(part, at).map_err(|_| lost())?;
+            self.filled.contents.data(self.tracee, at, part)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// What is as the parent's is copied from this task: it was there before.
+    pub fn set_parent(&mut self, pid: i32) {
+        self.filled.parent = Some(pid);
+    }
+
+    /// All contents have been placed: what is there besides is dropped.
+    pub(crate) fn end_of_contents(&mut self) -> Result<(), RestoreError> {
+        match &mut self.filled.inherited {
+            Some(inherited) => inherited.drop_stale(self.tracee),
+            None => Ok(()),
+        }
     }
 
     /// Signals to be queued behind those that the image has pending.
     pub fn queue_after(&mut self, signals: Vec<SigInfo>) {
-        self.queue_after = signals;
+        self.filled.queue_after = signals;
     }
 
     /// Rebuilds the rest, takes the stub away, and leaves the task ready for its release.
     pub fn finish(self) -> Result<(), RestoreError> {
-        let Rebuild { tracee, image, options, contents, queue_after } = self;
+        let (tracee, image, options) = self.complete()?;
+        let registers = go_on(tracee, image)?;
+        seal(tracee, image, options, registers)
+    }
+
+    /// Rebuilds the rest, and leaves the task in the stub; [`seal`] takes that away.
+    fn complete(self) -> Result<(&'a mut Tracee, &'a ProcessImage, RebuildOptions), RestoreError> {
+        let Rebuild { tracee, image, options, filled } = self;
+        let Filled { contents, queue_after, .. } = filled;
         contents.settle(tracee)?;
-        files::make_epolls(tracee, &image.files)?;
-        layout::set_mm(tracee, image, options.exe)?;
-        layout::set_fs(tracee, image)?;
+        if options.misc {
+            tracee.must_all(0, &traits::lock_future(image))?;
+        }
+        if options.epolls {
+            files::make_epolls(tracee, &image.files)?;
+        }
+        if image.shares.memory == 0 {
+            layout::set_mm(tracee, image, options.exe)?;
+        }
+        layout::set_fs(tracee, 0, &image.fs)?;
+        layout::set_membarrier(tracee, image)?;
         signals::set_actions(tracee, image)?;
-        signals::set_timers(tracee, image)?;
+        let order = threads::order(tracee, image)?;
+        timers::set(tracee, &order, image, options.clocks)?;
         if options.limits {
             threads::set_limits(tracee, image);
         }
-        let order = threads::order(tracee, image)?;
-        for (i, thread) in order.iter().zip(&image.threads) {
-            threads::set_thread(tracee, *i, thread, options)?;
+        for (&i, thread) in order.iter().zip(&image.threads) {
+            if let Some(own) = &thread.apart.fs {
+                layout::set_fs(tracee, i, own)?;
+            }
         }
         if options.misc {
             layout::set_misc(tracee, image)?;
         }
-        if let Some(allowed) = options.credentials {
-            for &i in &order {
-                credentials::set(tracee, i, &image.creds, allowed)?;
-            }
+        if options.affinity {
+            // A guest is in the groups of its node.
+            traits::settle(tracee.pid(), image);
+        }
+        tracee.must_all(0, &traits::of_process(image))?;
+        if options.seccomp {
+            // While the threads have the right to.
+            seccomp::install(tracee, &order, image)?;
+        }
+        threads::set_threads(tracee, &order, image, options)?;
+        if options.credentials.is_some() {
             // Changing credentials has reset it (credentials(7), PR_SET_DUMPABLE).
             layout::set_dumpable(tracee, image)?;
         }
-        if options.pdeathsig {
-            // As have credentials with this (prctl(2), PR_SET_PDEATHSIG).
-            threads::set_parent_death_signals(tracee, &order, image)?;
-        }
-        signals::queue_pending(tracee, image, &order, &queue_after)?;
-        tracee.remove_stub()?;
-        for (i, thread) in order.iter().zip(&image.threads) {
-            threads::set_registers(tracee, *i, thread)?;
-        }
-        if options.stop && image.signals.stopped_by.is_some() {
-            // Last: an injected call would take the signal away.
-            signals::stop(tracee);
-        }
-        Ok(())
+        signals::queue_pending(tracee, image, &order, &queue_after, options.clocks)?;
+        tracee.must_all(0, &traits::at_last(image))?;
+        Ok((tracee, image, options))
     }
+}
+
+/// The calls that the threads are in begin again; with which registers each thread goes on, and its place.
+fn go_on(tracee: &mut Tracee, image: &ProcessImage) -> Result<Vec<(usize, Regs)>, RestoreError> {
+    let order = threads::order(tracee, image)?;
+    let of_one = |(&i, thread)| Ok((i, waits::go_on(tracee, i, thread)?));
+    order.iter().zip(&image.threads).map(of_one).collect()
+}
+
+/// Takes the stub away, and leaves the task ready for its release.
+fn seal(
+    tracee: &mut Tracee,
+    image: &ProcessImage,
+    options: RebuildOptions,
+    registers: Vec<(usize, Regs)>,
+) -> Result<(), RestoreError> {
+    tracee.remove_stub()?;
+    for ((i, regs), thread) in registers.into_iter().zip(&image.threads) {
+        threads::set_registers(tracee, i, thread, regs, &image.misc.cpu)?;
+    }
+    if let Some(status) = image.threads[0].apart.ended {
+        tracee.lose_leader(status)?;
+    }
+    if options.stop && image.signals.stopped_by.is_some() {
+        // Last: an injected call would take the signal away.
+        signals::stop(tracee);
+    }
+    Ok(())
+}
+
+/// Whether it can run here, and with the registers that it has.
+fn check_cpu(image: &ProcessImage, tracee: &Tracee, options: RebuildOptions) -> Result<(), RestoreError> {
+    let (was, here) = (&image.misc.cpu, CpuImage::here());
+    if options.cpu
+        && let Some(why) = cpu::blockers(was, here, &image.mm.auxv, cpu::kernel_tells()).first()
+    {
+        return Err(RestoreError::Unfit(why.what.clone()));
+    }
+    let ours = &tracee.original(0).xstate;
+    let fits =
+        image.threads.iter().try_for_each(|thread| xstate::fit(&thread.xstate, was, ours, here).map(drop));
+    fits.map_err(RestoreError::Unfit)
+}
+
+/// Threads that share a directory of their own name one before them that has it.
+fn check_apart(image: &ProcessImage) -> Result<(), RestoreError> {
+    let mut own = Vec::new();
+    for (at, thread) in image.threads.iter().enumerate() {
+        let ApartImage { fs, fs_with, ended } = &thread.apart;
+        if ended.is_some_and(|status| at > 0 || image.threads.len() < 2 || !libc::WIFEXITED(status)) {
+            return Err(RestoreError::Unfit("the image is not consistent: a thread that has ended".into()));
+        }
+        let is_right = match (fs, fs_with) {
+            (None, 0) => true,
+            (Some(fs), 0) => at > 0 && fs.root == image.fs.root,
+            (None, first) => at > 0 && own.contains(first),
+            _ => false,
+        };
+        if !is_right {
+            return Err(RestoreError::Unfit("the image is not consistent: a thread's directory".into()));
+        }
+        own.extend(fs.as_ref().map(|_| thread.tid));
+    }
+    Ok(())
 }
 
 /// What must hold before anything is touched.
@@ -254,6 +546,17 @@ fn check(image: &ProcessImage) -> Result<(), RestoreError> {
     let unfit = |what: &str| Err(RestoreError::Unfit(format!("the image is not consistent: {what}")));
     if image.threads.is_empty() || image.threads.iter().any(|thread| thread.regs.len() != 27) {
         return unfit("a thread without registers");
+    }
+    seccomp::check(image)?;
+    check_apart(image)?;
+    if image.shares.handlers != 0 && image.shares.memory == 0 {
+        return unfit("signal actions of another memory");
+    }
+    pkeys::check(&image.mm, CpuImage::here())?;
+    let groups =
+        |thread: &crate::image::ThreadImage| thread.creds.as_ref().map_or(0, |creds| creds.groups.len());
+    if image.threads.iter().any(|thread| groups(thread) > 65_536) {
+        return unfit("a thread in too many groups");
     }
     if image.signals.actions.len() != 64 {
         return unfit("not one action a signal");

@@ -1,21 +1,26 @@
 //! An image restored on its own, under its own PIDs, its root as a child of this process.
 //!
-//! The order: shells with the PIDs and the descriptors, each made by its parent, adopted; then one
-//! after the other its threads under their TIDs, its memory from the stream, the rest of its state.
+//! The root starts as an empty process with its PID and its descriptors; what follows is in
+//! [`super::family`].
 //! Nothing of it runs before [`Restored::release`], and whatever fails before that leaves no process
 //! behind.
 
-use super::family::{self, Family};
-use super::shell::{is_zombie, taken};
-use super::{FileSource, Rebuild, RebuildOptions, RestoreError, add_threads, open_inside, table};
-use crate::image::stream::{Item, StreamReader};
+use super::clocks::{self, Clocks};
+use super::family::{self, Family, Surroundings};
+use super::files::open_all_inside;
+use super::objects::{Objects, Source};
+use super::shell::{self, is_zombie, taken};
+use super::traces::Traces;
+use super::{FileSource, RebuildOptions, RestoreError, table, taking};
+use crate::image::objects::ObjectKey;
+use crate::image::stream::StreamReader;
 use crate::image::{FileKind, MappedFile, ProcessImage};
-use crate::inventory::relations;
+use crate::inventory::{self, relations, shares};
 use crate::proc::status::Status;
-use crate::sys::ptrace::{self, Stop};
 use crate::sys::wait;
 use crate::tracee::Tracee;
-use nix::sys::prctl::set_child_subreaper;
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, setpgid, setsid};
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,6 +38,8 @@ pub struct Standalone {
     pub no_input: bool,
     /// Mapped files need not be the very files that were mapped.
     pub other_files: bool,
+    /// The CPU need not have all that the image's had.
+    pub other_cpu: bool,
 }
 
 /// How long the end of what was killed is waited for.
@@ -40,11 +47,13 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Rebuilt processes that have not run yet. Dropped, they are ended.
 pub struct Restored {
-    /// PIDs, parents first, and who is the parent: of the root this process.
-    pids: Vec<(i32, i32)>,
+    /// Parents first.
     tracees: Vec<Tracee>,
     /// For each its PID, and whether it is to stand stopped.
     stops: Vec<(i32, bool)>,
+    clocks: Clocks,
+    /// What is to stay with them.
+    traces: [Traces; 2],
 }
 
 /// Rebuilds the processes whose states have been read from `stream` (parents before their children),
@@ -55,87 +64,167 @@ pub fn rebuild<R: Read>(
     how: Standalone,
 ) -> Result<Restored, RestoreError> {
     check_family(images)?;
-    let mut restored = make_family(images, how)?;
-    for &(pid, _) in &restored.pids {
-        restored.tracees.push(Tracee::adopt(pid)?);
-    }
-    for (image, tracee) in images.iter().zip(&mut restored.tracees) {
-        check_xstate(image, tracee)?;
-        let avoid: Vec<(u64, u64)> = image.mm.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
-        tracee.install_stub(&avoid)?;
-        // It would have died with its parent until now.
-        let args = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
-        tracee.must(0, "PR_SET_PDEATHSIG", libc::SYS_prctl, args)?;
-    }
-    family::join_groups(images, &mut restored.tracees)?;
-    let mut next = Some(0);
-    while let Some(who) = next {
-        // The root's parent is another one now, and gone if it outlives us.
-        let pdeathsig = who > 0 || !how.detach;
-        let options = RebuildOptions { pdeathsig, ..RebuildOptions::standalone() };
-        next = fill(&images[who], &mut restored.tracees[who], stream, how, options)?;
-        let expected = (who + 1 < images.len()).then_some(who + 1);
-        if next != expected {
-            return Err(RestoreError::Unfit("the image lacks the memory of a process".into()));
-        }
-    }
-    Ok(restored)
-}
-
-/// The empty processes.
-fn make_family(images: &[ProcessImage], how: Standalone) -> Result<Restored, RestoreError> {
     table::raise_limit();
+    let objects = Objects::receive(stream)?;
     // Whoever loses its parent on the way comes to us, and is waited for (prctl(2)).
     set_child_subreaper(true).map_err(|errno| RestoreError::file("PR_SET_CHILD_SUBREAPER", errno))?;
+    rebuild_all(images, stream, how, objects).inspect_err(|_| reap_orphans(Instant::now() + END_LIMIT))
+}
+
+fn rebuild_all<R: Read>(
+    images: &[ProcessImage],
+    stream: &mut StreamReader<R>,
+    how: Standalone,
+    objects: Objects,
+) -> Result<Restored, RestoreError> {
     let bases: Result<Vec<i32>, RestoreError> =
         images.iter().map(|image| table::above(&image.files)).collect();
     let base = bases?.into_iter().max().unwrap_or(3);
-    let shared = table::make_shared(images, base)?;
-    let join = || join_group(&images[0], how);
-    let root = Family { images, shared: &shared, base, how, join: &join }
-        .spawn(0)
-        .inspect_err(|_| reap_orphans(Instant::now() + END_LIMIT))?;
-    let us = std::process::id() as i32;
-    let parent = |image: &ProcessImage| if image.pid == root { us } else { image.ppid };
+    let shared = table::make_shared(images, base, &objects)?;
+    let ids = images.iter().flat_map(ids_of).collect();
+    let mut here = Here { shared, base, how, ids, objects: Some(objects), segments: Traces::default() };
+    let (clocks, for_children) = clocks::continue_from(&images[0])?;
+    let root = shell::spawn(images[0].pid, base, |keep| here.set_up_root(images, keep))?;
+    drop(for_children);
+    let root = Tracee::adopt(root).inspect_err(|_| {
+        let _ = wait::kill(root, libc::SIGKILL);
+    })?;
+    let pid = root.pid();
+    // The root's parent is another one now, and gone if it outlives us.
+    let go_on = clocks == Clocks::GoOn;
+    let of_others = RebuildOptions { cpu: !how.other_cpu, clocks: go_on, ..RebuildOptions::standalone() };
+    let of_root = RebuildOptions { pdeathsig: !how.detach, ..of_others };
+    let mut family = Family::of(images, root, [of_root, of_others]).inspect_err(|_| {
+        let _ = wait::kill(pid, libc::SIGKILL);
+    })?;
+    family.forget_parent_death()?;
+    family.fill(stream, &mut here)?;
+    family.finish(&mut here)?;
     Ok(Restored {
-        pids: images.iter().map(|image| (image.pid, parent(image))).collect(),
-        tracees: Vec::new(),
+        tracees: family.into_tracees(),
         stops: images.iter().map(|image| (image.pid, image.signals.stopped_by.is_some())).collect(),
+        clocks,
+        traces: [here.segments, here.shared.names],
     })
 }
 
-/// Rebuilds one process from what comes; gives the place of the next one's.
-fn fill<R: Read>(
-    image: &ProcessImage,
-    tracee: &mut Tracee,
-    stream: &mut StreamReader<R>,
+/// What this program gives to the processes.
+struct Here {
+    shared: table::SharedFiles,
+    /// A descriptor number above those of all tables.
+    base: i32,
     how: Standalone,
-    options: RebuildOptions,
-) -> Result<Option<usize>, RestoreError> {
-    add_threads(tracee, image)?;
-    let mut files = ByPath { any: how.other_files };
-    let mut rebuild = Rebuild::begin(tracee, image, &mut files, options)?;
-    let next = loop {
-        match stream.next()? {
-            Item::Data { addr, bytes } => rebuild.data(addr, bytes)?,
-            Item::Zero { addr, len } => rebuild.zero(addr, len)?,
-            Item::Process(next) => break Some(next),
-            Item::End => break None,
-            Item::State(_) => return Err(RestoreError::Unfit("a state among the memory".into())),
+    /// All numbers that are needed.
+    ids: BTreeSet<i32>,
+    /// Until they are sealed.
+    objects: Option<Objects>,
+    /// The System V segments among them that stay.
+    segments: Traces,
+}
+
+impl Here {
+    /// Runs in the new process.
+    fn set_up_root(&self, images: &[ProcessImage], keep: i32) -> Result<(), RestoreError> {
+        let failed = |what: &'static str| move |errno| RestoreError::file(what, errno);
+        set_pdeathsig(Signal::SIGKILL).map_err(failed("PR_SET_PDEATHSIG"))?;
+        join_group(&images[0], self.how)?;
+        if images[0].sid == images[0].pid {
+            self.shared.terminals.control(images[0].sid)?;
         }
-    };
-    rebuild.finish()?;
-    Ok(next)
+        table::build(&images[0].files, &self.shared.given[0], self.how.no_input, keep)
+    }
+}
+
+impl Surroundings for Here {
+    fn give_files(
+        &mut self,
+        who: usize,
+        images: &[ProcessImage],
+        child: &mut Tracee,
+    ) -> Result<(), RestoreError> {
+        let files = &images[who].files;
+        let parent = images.iter().find(|parent| parent.pid == images[who].ppid);
+        let kept = parent.map(|parent| taking::inherited(files, &parent.files)).unwrap_or_default();
+        let complete = files.fds.iter().all(|fd| kept.contains(&fd.fd));
+        let build = |keep| table::build(files, &self.shared.given[who], self.how.no_input, keep);
+        let helper = match complete {
+            true => None,
+            false => Some(shell::Helper::start(&self.ids, self.base, build)?),
+        };
+        taking::take(child, files, &kept, helper.as_ref(), self.base)
+    }
+
+    fn session_made(&mut self, session: i32, leader: &mut Tracee) -> Result<(), RestoreError> {
+        self.shared.terminals.control_inside(session, leader)
+    }
+
+    fn all_are_filled(&mut self) -> Result<(), RestoreError> {
+        if let Some(objects) = self.objects.take() {
+            self.segments = objects.seal()?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens mapped files by their paths; a file that took another's place would be wrong code or data.
+impl FileSource for Here {
+    fn object(&mut self, key: ObjectKey) -> Result<Source, RestoreError> {
+        let sealed = || RestoreError::Unfit("memory of an object that is sealed already".into());
+        self.objects.as_ref().ok_or_else(sealed)?.source(key)
+    }
+
+    fn open_mapped(
+        &mut self,
+        tracee: &mut Tracee,
+        file: &MappedFile,
+        writable: bool,
+    ) -> Result<i32, RestoreError> {
+        let opened = self.open_all_mapped(tracee, &[(file, writable)])?;
+        Ok(opened[0])
+    }
+
+    fn open_all_mapped(
+        &mut self,
+        tracee: &mut Tracee,
+        files: &[(&MappedFile, bool)],
+    ) -> Result<Vec<i32>, RestoreError> {
+        let name = |file: &MappedFile| String::from_utf8_lossy(&file.path).into_owned();
+        if let Some((file, _)) = files.iter().find(|(file, _)| file.deleted && !self.how.other_files) {
+            let why = format!("the mapped file {} had been deleted or replaced", name(file));
+            return Err(RestoreError::Unfit(why));
+        }
+        let wanted: Vec<(&[u8], bool)> =
+            files.iter().map(|(file, writable)| (file.path.as_slice(), *writable)).collect();
+        let fds = open_all_inside(tracee, &wanted)?;
+        for (&fd, (file, _)) in fds.iter().zip(files) {
+            let found = fs::metadata(format!("/proc/{}/fd/{fd}", tracee.pid())).map_err(|source| {
+                RestoreError::File { what: format!("looking at {}", name(file)), source }
+            })?;
+            // On overlays and subvolumes `maps` and `stat` name different devices.
+            let same_device =
+                found.dev() == file.dev || libc::major(file.dev) == 0 || libc::major(found.dev()) == 0;
+            if !(self.how.other_files || found.ino() == file.ino && same_device) {
+                return Err(RestoreError::Unfit(format!("the mapped file {} has been replaced", name(file))));
+            }
+        }
+        Ok(fds)
+    }
 }
 
 impl Restored {
     /// The root's PID.
     pub fn pid(&self) -> i32 {
-        self.pids[0].0
+        self.stops[0].0
+    }
+
+    /// Whether its clocks go on.
+    pub fn clocks(&self) -> Clocks {
+        self.clocks
     }
 
     /// Lets them run (or stand stopped, if they were). The root is a child of this process.
     pub fn release(mut self) -> Result<i32, RestoreError> {
+        self.traces.iter().for_each(Traces::keep);
         // Children first: who waits for one finds it at work.
         while let Some(tracee) = self.tracees.pop() {
             let (pid, stops) = self.stops[self.tracees.len()];
@@ -144,53 +233,37 @@ impl Restored {
                 await_stop(pid);
             }
         }
-        let pid = self.pid();
-        self.pids.clear();
         let _ = set_child_subreaper(false);
-        Ok(pid)
+        Ok(self.pid())
     }
 }
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        if self.pids.is_empty() {
+        if self.tracees.is_empty() {
             return;
         }
-        // Killed before they are let go: half of a program must not run. Children first, as long as
-        // their parents tell that they are ours.
-        for &(pid, parent) in self.pids.iter().rev() {
-            let status = Status::read(pid);
-            if status.is_ok_and(|status| status.decimal("PPid") == Some(parent as u64)) {
-                let _ = wait::kill(pid, libc::SIGKILL);
-            }
-        }
-        let mut tids: Vec<i32> = self.pids.iter().take(1).map(|&(pid, _)| pid).collect();
-        tids.extend(self.tracees.drain(..).flat_map(Tracee::into_tids));
-        let deadline = Instant::now() + END_LIMIT;
-        // The leaders last: their end is told when the other threads are reaped.
-        for &tid in tids.iter().rev() {
-            while Instant::now() < deadline {
-                match ptrace::wait(tid, false) {
-                    Ok(Some(Stop::Gone(_))) | Err(_) => break,
-                    Ok(_) => std::thread::sleep(Duration::from_micros(200)),
-                }
-            }
-        }
-        reap_orphans(deadline);
+        // Half of a program must not run; those that have been let go already become our children.
+        family::end(std::mem::take(&mut self.tracees));
+        reap_orphans(Instant::now() + END_LIMIT);
     }
 }
 
 /// Its parent, which is let go after it, must find it stopped already.
 fn await_stop(pid: i32) {
     let deadline = Instant::now() + END_LIMIT;
+    let pid = crate::proc::face(pid);
     while Status::read(pid).is_ok_and(|status| status.state() != 'T') && Instant::now() < deadline {
         std::thread::sleep(Duration::from_micros(200));
     }
 }
 
-/// Takes what the killed have left to us: this program has no other children.
+/// Ends and takes what the killed have left to us: this program has no other children.
 fn reap_orphans(deadline: Instant) {
     while Instant::now() < deadline {
+        for child in inventory::tree::children(std::process::id() as i32) {
+            let _ = wait::kill(child, libc::SIGKILL);
+        }
         match wait::any_child(libc::__WALL) {
             Ok(Some(_)) => {}
             Ok(None) => std::thread::sleep(Duration::from_micros(200)),
@@ -214,9 +287,7 @@ fn check_family(images: &[ProcessImage]) -> Result<(), RestoreError> {
         if index > 0 && !images[..index].iter().any(|other| other.pid == image.ppid) {
             return unfit("a process comes before its parent");
         }
-        let zombies = image.zombies.iter().map(|zombie| zombie.pid);
-        let threads = image.threads.iter().skip(1).map(|thread| thread.tid);
-        for id in zombies.chain(threads).chain([image.pid]) {
+        for id in ids_of(image) {
             if id <= 0 || !ids.insert(id) {
                 return unfit("two processes or threads have one number");
             }
@@ -227,12 +298,41 @@ fn check_family(images: &[ProcessImage]) -> Result<(), RestoreError> {
             return Err(taken(id));
         }
     }
+    check_shares(images)?;
     let mut blockers = Vec::new();
-    relations::blockers(&relations::of_images(images), &mut blockers);
+    shares::in_image(images, &mut blockers);
+    relations::blockers(&relations::of_images(images), &inventory::tree::in_use, &mut blockers);
     match blockers.first() {
         Some(blocker) => Err(RestoreError::Unfit(blocker.what.clone())),
         None => Ok(()),
     }
+}
+
+/// Whoever shares something names the first process that has it, and tells the same of it.
+fn check_shares(images: &[ProcessImage]) -> Result<(), RestoreError> {
+    for (at, image) in images.iter().enumerate() {
+        for (kind, &(with, ..)) in image.shares.each().iter().enumerate().filter(|(_, one)| one.0 != 0) {
+            let first = images[..at].iter().find(|other| other.pid == with);
+            let is_first = |other: &&ProcessImage| other.shares.each()[kind].0 == 0;
+            let is_same = |other: &&ProcessImage| {
+                (image.shares.files != with || image.files.fds == other.files.fds)
+                    && (image.shares.fs != with || image.fs == other.fs)
+                    && (image.shares.memory != with || image.mm.vmas.len() == other.mm.vmas.len())
+            };
+            if !first.filter(is_first).is_some_and(|other| is_same(&other)) {
+                let what = "the image is not consistent: what a process shares with another";
+                return Err(RestoreError::Unfit(what.into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The numbers that a process has, its own first.
+fn ids_of(image: &ProcessImage) -> impl Iterator<Item = i32> {
+    let zombies = image.zombies.iter().map(|zombie| zombie.pid);
+    let threads = image.threads.iter().skip(1).map(|thread| thread.tid);
+    std::iter::once(image.pid).chain(zombies).chain(threads)
 }
 
 /// What an image that stands alone cannot have.
@@ -268,56 +368,4 @@ fn join_group(image: &ProcessImage, how: Standalone) -> Result<(), RestoreError>
 
 fn has_terminal(image: &ProcessImage) -> bool {
     image.files.files.iter().any(|file| file.kind == FileKind::Tty)
-}
-
-/// The extended state must have the same shape, and no part that this CPU or kernel lacks.
-fn check_xstate(image: &ProcessImage, tracee: &Tracee) -> Result<(), RestoreError> {
-    /// The kernel's mask of features in the software-reserved bytes of the legacy area
-    /// (arch/x86/include/uapi/asm/sigcontext.h).
-    const MASK_AT: usize = 464;
-    let here = &tracee.original(0).xstate;
-    let mask = |area: &[u8]| {
-        area.get(MASK_AT..MASK_AT + 8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")))
-    };
-    for thread in &image.threads {
-        if mask(&thread.xstate) != mask(here) || thread.xstate.len() != here.len() {
-            return Err(RestoreError::Unfit(format!(
-                "its CPU had other vector registers (features {:#x}, {} bytes) than this one ({:#x}, {})",
-                mask(&thread.xstate).unwrap_or(0),
-                thread.xstate.len(),
-                mask(here).unwrap_or(0),
-                here.len()
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Opens mapped files by their paths; a file that took another's place would be wrong code or data.
-struct ByPath {
-    any: bool,
-}
-
-impl FileSource for ByPath {
-    fn open_mapped(
-        &mut self,
-        tracee: &mut Tracee,
-        file: &MappedFile,
-        writable: bool,
-    ) -> Result<i32, RestoreError> {
-        let name = String::from_utf8_lossy(&file.path);
-        if file.deleted && !self.any {
-            return Err(RestoreError::Unfit(format!("the mapped file {name} had been deleted or replaced")));
-        }
-        let fd = open_inside(tracee, &file.path, writable)?;
-        let found = fs::metadata(format!("/proc/{}/fd/{fd}", tracee.pid()))
-            .map_err(|source| RestoreError::File { what: format!("looking at {name}"), source })?;
-        // On overlays and subvolumes `maps` and `stat` name different devices.
-        let same_device =
-            found.dev() == file.dev || libc::major(file.dev) == 0 || libc::major(found.dev()) == 0;
-        if !(self.any || found.ino() == file.ino && same_device) {
-            return Err(RestoreError::Unfit(format!("the mapped file {name} has been replaced")));
-        }
-        Ok(fd)
-    }
 }

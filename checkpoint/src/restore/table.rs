@@ -4,22 +4,32 @@
 //! over is closed. What has its other end elsewhere (a terminal, a pipe to another process) is taken
 //! from the standard streams of the program that restores, as its own child would have them.
 
+use super::files::{flags_to_open, set_position};
+use super::objects::Objects;
+use super::pipes::Pipes;
+use super::sockets::Sockets;
+use super::terminals::Terminals;
+use super::traces::Traces;
 use super::{RestoreError, make_local};
-use crate::image::{FileKind, FilesImage, OpenFile, PipeImage, ProcessImage};
+use crate::image::{FdImage, FileKind, FilesImage, OpenFile, ProcessImage};
+use crate::inventory::objects::is_object;
+use crate::inventory::owners::referred;
 use crate::sys::close_range::{close_range, place};
-use crate::sys::{fd, pipe};
+use crate::sys::fd;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Highest descriptor number of an image.
 const MAX_FD: i32 = 1 << 20;
 
 /// A number above all of the table's, or why the table cannot be.
 pub fn above(files: &FilesImage) -> Result<i32, RestoreError> {
-    if files.fds.iter().any(|fd| fd.fd < 0 || fd.fd > MAX_FD || fd.file as usize >= files.files.len()) {
+    let rising = files.fds.windows(2).all(|pair| pair[0].fd < pair[1].fd);
+    let there = |fd: &FdImage| (0..=MAX_FD).contains(&fd.fd) && (fd.file as usize) < files.files.len();
+    if !rising || !files.fds.iter().all(there) {
         return Err(RestoreError::Unfit("the image is not consistent: its table of descriptors".into()));
     }
     Ok(files.fds.iter().map(|fd| fd.fd).max().unwrap_or(2).max(2) + 1)
@@ -80,8 +90,13 @@ pub fn build(
 }
 
 /// What takes the place of a stream whose other end is not in the image.
-fn is_stream(file: &OpenFile) -> bool {
+pub fn is_stream(file: &OpenFile) -> bool {
     matches!(file.kind, FileKind::Tty | FileKind::Pipe { internal: false })
+}
+
+/// What is about another process, and is given to it when that is there ([`super::together`]).
+pub(super) fn is_late(file: &OpenFile) -> bool {
+    referred(file) != 0
 }
 
 fn own_streams(base: i32, no_input: bool) -> Result<[i32; 3], RestoreError> {
@@ -97,7 +112,11 @@ fn own_streams(base: i32, no_input: bool) -> Result<[i32; 3], RestoreError> {
 /// `None`: it is made later, or elsewhere.
 fn open_one(file: &OpenFile, number: i32, base: i32, own: &[i32; 3]) -> Result<Option<i32>, RestoreError> {
     let opened = match &file.kind {
-        FileKind::Epoll { .. } | FileKind::Pipe { internal: true } => return Ok(None),
+        FileKind::Pipe { internal: true }
+        | FileKind::Socket { .. }
+        | FileKind::PtyMaster { .. }
+        | FileKind::PtySlave { .. } => return Ok(None),
+        _ if is_late(file) => return Ok(None),
         kind if is_stream(file) => match (own.get(number as usize), kind) {
             (Some(&own), _) => return Ok(Some(own)),
             (None, FileKind::Tty) => terminal(file, number)?,
@@ -121,74 +140,98 @@ fn terminal(file: &OpenFile, number: i32) -> Result<OwnedFd, RestoreError> {
 pub struct SharedFiles {
     /// For each process of the image: by the file's place in its table, the number.
     pub given: Vec<BTreeMap<usize, i32>>,
+    /// Pseudo-terminals, which control sessions.
+    pub terminals: Terminals,
+    /// Names of sockets that were not there before.
+    pub names: Traces,
     /// Closes them here.
     _own: Vec<OwnedFd>,
 }
 
 /// Makes, at numbers of at least `base`, what several processes of the image have (open file
-/// descriptions, the two ends of pipes), and all other pipes within it, filled with what was in them.
-pub fn make_shared(images: &[ProcessImage], base: i32) -> Result<SharedFiles, RestoreError> {
-    let mut shared = SharedFiles { given: vec![BTreeMap::new(); images.len()], _own: Vec::new() };
-    let mut pipes = BTreeMap::new();
-    for pipe in images.iter().flat_map(|image| &image.files.pipes) {
-        // The first of each end is the pipe itself.
-        pipes.insert(pipe.ino, (filled(pipe)?, [true; 2]));
-    }
+/// descriptions, the two ends of pipes), and all other pipes and sockets within it, filled with what
+/// was in them.
+pub fn make_shared(
+    images: &[ProcessImage],
+    base: i32,
+    objects: &Objects,
+) -> Result<SharedFiles, RestoreError> {
+    let terminals = Terminals::make(images)?;
+    let (sockets, pipes) = (Sockets::make(images)?, Pipes::make(images)?);
+    let mut makers = Makers { sockets, terminals: &terminals, pipes, objects, base };
+    let mut given = vec![BTreeMap::new(); images.len()];
     let mut known: BTreeMap<u32, i32> = BTreeMap::new();
+    let mut own = Vec::new();
+    let mut make = |file: &OpenFile, also_alone: bool| -> Result<Option<i32>, RestoreError> {
+        if let Some(&number) = known.get(&file.shared).filter(|_| file.shared != 0) {
+            return Ok(Some(number));
+        }
+        let Some(number) = makers.make(file, also_alone)? else { return Ok(None) };
+        own.push(fd::own(number));
+        if file.shared != 0 {
+            known.insert(file.shared, number);
+        }
+        Ok(Some(number))
+    };
     for (who, image) in images.iter().enumerate() {
         for (index, file) in image.files.files.iter().enumerate() {
-            let number = match &file.kind {
-                _ if file.shared != 0 && known.contains_key(&file.shared) => known[&file.shared],
-                FileKind::Pipe { internal: true } => {
-                    let lacks = || RestoreError::Unfit("the image lacks the contents of a pipe".into());
-                    let ((reading, writing), fresh) = pipes.get_mut(&file.stat.1).ok_or_else(lacks)?;
-                    let writes = file.flags as i32 & libc::O_ACCMODE == libc::O_WRONLY;
-                    let end = if writes { writing } else { reading };
-                    let fresh = std::mem::replace(&mut fresh[usize::from(writes)], false);
-                    pipe_end(end.as_fd(), file.flags as i32, fresh, base)?
-                }
-                // Made by each: the kernel knows its targets by their numbers in one table.
-                FileKind::Epoll { .. } => continue,
-                _ if file.shared != 0 && !is_stream(file) => lift(make_local(file)?.as_fd(), base)?,
-                _ => continue,
-            };
-            if file.shared == 0 || known.insert(file.shared, number).is_none() {
-                shared._own.push(fd::own(number));
+            if let Some(number) = make(file, false)? {
+                given[who].insert(index, number);
             }
-            shared.given[who].insert(index, number);
         }
     }
-    Ok(shared)
+    let in_flight = images.first().map_or(&[][..], |root| &root.files.in_flight);
+    let in_flight: Result<Vec<Option<i32>>, RestoreError> =
+        in_flight.iter().map(|file| make(file, true)).collect();
+    let names = makers.sockets.finish(&in_flight?)?;
+    terminals.finish(images)?;
+    Ok(SharedFiles { given, terminals, names, _own: own })
 }
 
-/// A descriptor of a pipe's end, with the flags that it had.
-fn pipe_end(end: BorrowedFd<'_>, flags: i32, fresh: bool, base: i32) -> Result<i32, RestoreError> {
-    let failed = |errno| RestoreError::file("opening a pipe", errno);
-    if fresh && flags & libc::O_ACCMODE != libc::O_RDWR {
-        let flags = OFlag::from_bits_retain(flags & PIPE_FLAGS & !libc::O_ACCMODE);
-        fcntl(end, FcntlArg::F_SETFL(flags)).map_err(failed)?;
-        return lift(end, base);
-    }
-    // Opened anew: an open file description of its own.
-    let path = format!("/proc/self/fd/{}", end.as_raw_fd());
-    let flags = OFlag::from_bits_retain(flags & PIPE_FLAGS) | OFlag::O_CLOEXEC;
-    let opened = open(path.as_str(), flags, Mode::empty()).map_err(failed)?;
-    lift(opened.as_fd(), base)
+/// What open file descriptions are made from.
+struct Makers<'a> {
+    sockets: Sockets<'a>,
+    terminals: &'a Terminals,
+    pipes: Pipes,
+    objects: &'a Objects,
+    base: i32,
 }
 
-const PIPE_FLAGS: i32 = libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_DIRECT;
-
-fn filled(image: &PipeImage) -> Result<(OwnedFd, OwnedFd), RestoreError> {
-    let failed = |errno| RestoreError::file("making a pipe", errno);
-    let (reading, writing) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed)?;
-    // Refused to users beyond their limits: then it has the usual size.
-    let _ = pipe::set_capacity(writing.as_fd(), image.capacity);
-    let mut rest = image.data.as_slice();
-    while !rest.is_empty() {
-        let n = nix::unistd::write(&writing, rest).map_err(failed)?;
-        rest = &rest[n..];
+impl Makers<'_> {
+    /// `None`: it is made by the process that has it, unless it must be made here.
+    fn make(&mut self, file: &OpenFile, must: bool) -> Result<Option<i32>, RestoreError> {
+        let lacks = |what: &str| RestoreError::Unfit(format!("the image lacks {what}"));
+        let base = self.base;
+        Ok(Some(match &file.kind {
+            FileKind::Pipe { internal: true } => self.pipes.end(file, base)?,
+            FileKind::PtyMaster { index } => {
+                let made = self.terminals.master(*index).ok_or_else(|| lacks("a terminal"))?;
+                let flags = OFlag::from_bits_retain(file.flags as i32 & libc::O_NONBLOCK);
+                fcntl(made, FcntlArg::F_SETFL(flags))
+                    .map_err(|errno| RestoreError::file("setting a terminal's flags", errno))?;
+                lift(made, base)?
+            }
+            FileKind::PtySlave { index } => {
+                lift(self.terminals.slave(*index, file.flags as i32, &file.link)?.as_fd(), base)?
+            }
+            FileKind::Socket { .. } => {
+                let made = self.sockets.get(file.stat.1).ok_or_else(|| lacks("a socket"))?;
+                let flags = OFlag::from_bits_retain(file.flags as i32 & libc::O_NONBLOCK);
+                fcntl(made, FcntlArg::F_SETFL(flags))
+                    .map_err(|errno| RestoreError::file("setting a socket's flags", errno))?;
+                lift(made, base)?
+            }
+            _ if is_late(file) => return Ok(None),
+            _ if is_object(file) => {
+                let opened = self.objects.open(file, flags_to_open(file))?;
+                set_position(file, &opened)
+                    .map_err(|errno| RestoreError::file("setting a position", errno))?;
+                lift(opened.as_fd(), base)?
+            }
+            _ if (must || file.shared != 0) && !is_stream(file) => lift(make_local(file)?.as_fd(), base)?,
+            _ => return Ok(None),
+        }))
     }
-    Ok((reading, writing))
 }
 
 /// Closes every number that is not the table's.

@@ -9,10 +9,21 @@ pub fn own(raw: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
-/// pidfd_open(2).
+/// pidfd_open(2), of a thread too.
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    /// `PIDFD_THREAD`, Linux 6.9 on.
+    const THREAD: u32 = libc::O_EXCL as u32;
+    pidfd_open_with(pid, 0).or_else(|errno| match errno {
+        // The number is no process', but perhaps that of a thread.
+        Errno::EINVAL | Errno::ENOENT => pidfd_open_with(pid, THREAD).map_err(|_| errno),
+        errno => Err(errno),
+    })
+}
+
+/// The same with flags (`PIDFD_NONBLOCK`, `PIDFD_THREAD`).
+pub fn pidfd_open_with(pid: i32, flags: u32) -> Result<OwnedFd, Errno> {
     // SAFETY: no pointers.
-    let got = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let got = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
     Errno::result(got).map(|raw| own(raw as i32))
 }
 

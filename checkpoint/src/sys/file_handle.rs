@@ -14,6 +14,13 @@ pub struct FileHandle {
     bytes: Vec<u8>,
 }
 
+impl FileHandle {
+    /// One that the kernel has told elsewhere; `None` if it is longer than the kernel makes them.
+    pub fn of_parts(kind: i32, bytes: &[u8]) -> Option<FileHandle> {
+        (!bytes.is_empty() && bytes.len() <= MAX).then(|| FileHandle { kind, bytes: bytes.to_vec() })
+    }
+}
+
 #[repr(C)]
 struct Raw {
     length: u32,

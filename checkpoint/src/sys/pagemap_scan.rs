@@ -52,6 +52,8 @@ const _: () = assert!(size_of::<ScanArg>() == 96 && size_of::<Region>() == 24);
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const BATCH: usize = 4096;
 const PAGE: u64 = 4096;
+/// Ranges below this length are not looked at one by one, bytes.
+const WINDOW: u64 = 32 << 20;
 /// Nothing of a process is above (arch/x86/include/asm/page_64_types.h, `TASK_SIZE_MAX`).
 const TOP: u64 = 0x7fff_ffff_f000;
 
@@ -70,13 +72,20 @@ pub struct Scanner {
     /// One for all scans: to clear a fresh one costs more than most scans.
     batch: Vec<Region>,
     guards: bool,
+    /// What was found in a range that was looked at with one question.
+    seen: (u64, u64, Vec<Region>),
 }
 
 impl Scanner {
     /// Opens it.
     pub fn open(pid: i32) -> io::Result<Scanner> {
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-        let mut scanner = Scanner { pagemap, batch: vec![Region::default(); BATCH], guards: false };
+        let mut scanner = Scanner {
+            pagemap,
+            batch: vec![Region::default(); BATCH],
+            guards: false,
+            seen: (0, 0, Vec::new()),
+        };
         let probe = Question { all_of: IS_GUARD, tell: IS_GUARD, ..Question::default() };
         // An unknown category is EINVAL.
         scanner.guards = scanner.scan(0, PAGE, &probe).is_ok();
@@ -86,8 +95,29 @@ impl Scanner {
     /// Runs of pages in `start..end` that hold something (in memory or in swap), with their categories.
     ///
     /// `IS_FILE` is told only if `files` is set: it makes the kernel look at every page itself, which
-    /// takes ten times as long.
+    /// takes ten times as long. Small ranges are looked at together with what follows them, and later
+    /// answered from that: the process must stand still, or a scanner be used for one look only.
     pub fn occupied(&mut self, start: u64, end: u64, files: bool) -> Result<Vec<Region>, Errno> {
+        if end.saturating_sub(start) >= WINDOW {
+            return self.look(start, end, files);
+        }
+        if start < self.seen.0 || end > self.seen.1 {
+            let until = start.saturating_add(WINDOW).min(TOP).max(end);
+            self.seen = (start, until, self.look(start, until, true)?);
+        }
+        let found = &self.seen.2;
+        let first = found.partition_point(|region| region.end <= start);
+        let inside = found[first..].iter().take_while(|region| region.start < end);
+        let told = if files { u64::MAX } else { !IS_FILE };
+        let clip = |region: &Region| Region {
+            start: region.start.max(start),
+            end: region.end.min(end),
+            categories: region.categories & told,
+        };
+        Ok(inside.map(clip).collect())
+    }
+
+    fn look(&mut self, start: u64, end: u64, files: bool) -> Result<Vec<Region>, Errno> {
         let guard = if self.guards { IS_GUARD } else { 0 };
         let question = Question {
             inverted: guard,

@@ -1,4 +1,4 @@
-//! What is in a pipe, without taking it out: tee(2).
+//! What is in a pipe, without taking it out: tee(2), splice(2).
 
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -29,5 +29,15 @@ pub fn filled(pipe: BorrowedFd<'_>) -> Result<usize, Errno> {
 pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: usize) -> Result<usize, Errno> {
     // SAFETY: no pointers.
     let got = unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), length, libc::SPLICE_F_NONBLOCK) };
+    Errno::result(got).map(|n| n as usize)
+}
+
+/// Moves up to `length` bytes from one pipe into another, whole pieces as they are.
+pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: usize) -> Result<usize, Errno> {
+    let none = std::ptr::null_mut();
+    // SAFETY: null offsets are what pipes take.
+    let got = unsafe {
+        libc::splice(from.as_raw_fd(), none, to.as_raw_fd(), none, length, libc::SPLICE_F_NONBLOCK)
+    };
     Errno::result(got).map(|n| n as usize)
 }

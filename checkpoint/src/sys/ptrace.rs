@@ -9,8 +9,18 @@ use nix::errno::Errno;
 
 /// `PTRACE_O_TRACESYSGOOD`: system-call stops carry bit 7.
 pub const O_TRACESYSGOOD: u64 = 1;
-/// `PTRACE_O_TRACECLONE`: a new thread is seized and stopped at once.
+/// `PTRACE_O_TRACEFORK`: a new child is seized and stopped at once.
+pub const O_TRACEFORK: u64 = 2;
+/// `PTRACE_O_TRACEVFORK`: the same of one made with `CLONE_VFORK`.
+pub const O_TRACEVFORK: u64 = 4;
+/// `PTRACE_O_TRACECLONE`: a new thread is seized and stopped at once, as is a new child that tells
+/// of its end by another signal than SIGCHLD.
 pub const O_TRACECLONE: u64 = 8;
+/// `PTRACE_O_SUSPEND_SECCOMP`: filters do not act on the tracee's calls. Needs CAP_SYS_ADMIN, and a
+/// tracer without filters of its own.
+pub const O_SUSPEND_SECCOMP: u64 = 1 << 21;
+/// `PTRACE_O_EXITKILL`: it is killed when its tracer ends.
+pub const O_EXITKILL: u64 = 1 << 20;
 /// Status of a system-call stop (with `TRACESYSGOOD`).
 pub const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
 
@@ -21,12 +31,14 @@ const PTRACE_PEEKSIGINFO: libc::c_uint = 0x4209;
 const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+const PTRACE_EVENT_FORK: i32 = 1;
+const PTRACE_EVENT_VFORK: i32 = 2;
 const PTRACE_EVENT_CLONE: i32 = 3;
 const PTRACE_EVENT_STOP: i32 = 128;
 const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
 /// Larger than any XSTATE so far (AMX needs 11 KiB).
-const XSTATE_MAX: usize = 32 << 10;
+const XSTATE_MAX: usize = 16 << 10;
 
 /// General registers, in the order of `struct user_regs_struct` (`<sys/user.h>`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +57,8 @@ registers! {
     r13 set_r13 2;
     /// r12.
     r12 set_r12 3;
+    /// rbx.
+    rbx set_rbx 5;
     /// r10: the fourth argument of a system call.
     r10 set_r10 7;
     /// r9: the sixth.
@@ -80,7 +94,7 @@ pub enum Stop {
     Event,
     /// `PTRACE_EVENT_STOP` in a group stop by this signal.
     Group(u8),
-    /// `PTRACE_EVENT_CLONE`.
+    /// `PTRACE_EVENT_CLONE`, `_FORK`, `_VFORK`.
     Clone,
     /// Signal-delivery stop: this signal is about to be delivered.
     Signal(u8),
@@ -97,7 +111,7 @@ impl Stop {
         match status >> 16 {
             PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Event,
             PTRACE_EVENT_STOP => Stop::Group(signal as u8),
-            PTRACE_EVENT_CLONE => Stop::Clone,
+            PTRACE_EVENT_FORK | PTRACE_EVENT_VFORK | PTRACE_EVENT_CLONE => Stop::Clone,
             _ if signal == SYSCALL_STOP => Stop::Syscall,
             _ => Stop::Signal(signal as u8),
         }
@@ -174,11 +188,10 @@ pub fn set_regs(tid: i32, regs: &Regs) -> Result<(), Errno> {
 
 /// Reads the whole extended state (x87, SSE, AVX, … PKRU).
 pub fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
-    let mut area = vec![0u8; XSTATE_MAX];
+    let mut area = [0u8; XSTATE_MAX];
     let mut iov = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
     call(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize)?;
-    area.truncate(iov.iov_len);
-    Ok(area)
+    Ok(area[..iov.iov_len.min(XSTATE_MAX)].to_vec())
 }
 
 /// Writes the whole extended state.
@@ -204,7 +217,7 @@ pub fn set_sigmask(tid: i32, mask: u64) -> Result<(), Errno> {
 /// `siginfo_t` as the kernel keeps it.
 pub const SIGINFO_LEN: usize = 128;
 
-/// Up to 64 pending signals from `offset` on, oldest first; of the process (`shared`) or of this task.
+/// Up to 16 pending signals from `offset` on, oldest first; of the process (`shared`) or of this task.
 pub fn peek_siginfo(tid: i32, offset: u64, shared: bool) -> Result<Vec<[u8; SIGINFO_LEN]>, Errno> {
     #[repr(C)]
     struct Args {
@@ -212,11 +225,25 @@ pub fn peek_siginfo(tid: i32, offset: u64, shared: bool) -> Result<Vec<[u8; SIGI
         flags: u32,
         count: i32,
     }
-    const BATCH: usize = 64;
+    const BATCH: usize = 16;
     let mut args = Args { offset, flags: shared.into(), count: BATCH as i32 };
     let mut infos = [[0u8; SIGINFO_LEN]; BATCH];
     let n = call(PTRACE_PEEKSIGINFO, tid, &raw mut args as usize, infos.as_mut_ptr() as usize)?;
     Ok(infos[..n as usize].to_vec())
+}
+
+/// Whether a thread's system calls are handed to the thread itself (Linux 6.4;
+/// Documentation/admin-guide/syscall-user-dispatch.rst).
+pub fn dispatches_calls(tid: i32) -> bool {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
+    /// `struct ptrace_sud_config`: mode, selector, offset, len.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Config([u64; 4]);
+    const _: () = assert!(size_of::<Config>() == 32);
+    let mut got = Config::default();
+    let size = size_of::<Config>();
+    call(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, &raw mut got as usize).is_ok() && got.0[0] != 0
 }
 
 /// The rseq registration; all zero if there is none. Kernels before 5.13 answer `EIO`.
@@ -235,6 +262,22 @@ pub fn rseq(tid: i32) -> Result<RseqImage, Errno> {
     let size = size_of::<Configuration>();
     call(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, &raw mut got as usize)?;
     Ok(RseqImage { addr: got.addr, len: got.len, signature: got.signature, flags: got.flags })
+}
+
+/// The task's system-call filter number `index`, the newest being 0: its program, and whether it logs
+/// what it forbids. `ENOENT`: there are not so many; `EINVAL`: there are none.
+pub fn seccomp_filter(tid: i32, index: usize) -> Result<(Vec<u8>, bool), Errno> {
+    const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+    const PTRACE_SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
+    /// `struct sock_filter`.
+    const INSTRUCTION: usize = 8;
+    const FLAG_LOG: u64 = 2;
+    let count = call(PTRACE_SECCOMP_GET_FILTER, tid, index, 0)? as usize;
+    let mut program = vec![0u8; count * INSTRUCTION];
+    call(PTRACE_SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr() as usize)?;
+    let mut metadata = [index as u64, 0];
+    call(PTRACE_SECCOMP_GET_METADATA, tid, size_of_val(&metadata), metadata.as_mut_ptr() as usize)?;
+    Ok((program, metadata[1] & FLAG_LOG != 0))
 }
 
 /// Waits for a change of state of `tid`; with `block` false gives `None` if there is none.

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `_IOW('T', 0, __u64)`.
-const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+pub const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
 
 /// Makes a timerfd with this remainder (0: disarmed), interval and unread expirations.
 pub fn make(

@@ -1,10 +1,12 @@
 //! System calls run inside the frozen process, and the stub they run from.
 
 use super::stub::{self, Journal, Phase};
-use super::{MAX_THREADS, Stub, Thread, ThreadState, Tracee, TraceeError, tasks};
-use crate::sys::ptrace::{self, Stop};
+use super::{Call, MAX_THREADS, Stub, Thread, Tracee, TraceeError, tasks};
+use crate::sys::kcmp;
+use crate::sys::ptrace::{self, Regs, Stop};
 use nix::errno::Errno;
-use std::fs;
+use std::collections::BTreeSet;
+use std::time::Instant;
 
 /// Stops an injected call may take: a forgotten rseq registration makes them endless.
 const MAX_STOPS: u32 = 200;
@@ -19,6 +21,11 @@ const CLONE_FLAGS: u64 = (libc::CLONE_VM
     | libc::CLONE_SIGHAND
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM) as u64;
+
+/// Length of `struct clone_args` (`CLONE_ARGS_SIZE_VER2`, linux/sched.h).
+const CLONE_ARGS_LEN: u64 = 88;
+/// Offset of its `set_tid`.
+const SET_TID_AT: usize = 64;
 
 impl Tracee {
     /// Length of the scratch area, bytes.
@@ -43,31 +50,34 @@ impl Tracee {
         }
         // Room for some threads more, as a deputy may get them when its guest comes home.
         let len = stub::stub_len(self.threads.len() + 64);
-        let at = self.free_range(len, avoid)?;
-        let gate = self.vdso_syscall()?;
+        self.refuse_dispatchers()?;
+        let maps = self.maps()?;
+        let at = self.free_range(&maps, len, avoid)?;
+        let gate = self.vdso_syscall(&maps)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        // Never both written and executed (PR_SET_MDWE): a tracer may write to what cannot be written.
+        let prot = libc::PROT_READ | libc::PROT_EXEC;
         let args = [at, len, prot as u64, flags as u64, u64::MAX, 0];
         let got = self.call_at(0, gate, libc::SYS_mmap, args)?;
         if got != at as i64 {
             return Err(self.inside("mapping the stub", got));
         }
+        // All but the code, before a batch writes its results there.
+        let data = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let args = [at + stub::PAGE, len - stub::PAGE, data, 0, 0, 0];
+        let got = self.call_at(0, gate, libc::SYS_mprotect, args)?;
+        if got != 0 {
+            return Err(self.inside("protecting the stub", got));
+        }
         let mut page = stub::CODE.to_vec();
         page.resize(stub::MAGIC_AT as usize, 0xcc);
         page.extend_from_slice(stub::MAGIC);
+        page.resize(stub::CODE_BATCH as usize, 0xcc);
+        page.extend_from_slice(&stub::BATCH_CODE);
         self.write_mem(at, &page)?;
         self.write_mem(at + stub::SIGSET, &u64::MAX.to_le_bytes())?;
-        self.stub = Some(Stub { at, len });
+        self.stub = Some(Stub { at, len, gate: Some(gate) });
         self.write_journal(Phase::Frozen)?;
-        for (from, bytes, prot) in [
-            (at, stub::PAGE, libc::PROT_READ | libc::PROT_EXEC),
-            (at + stub::PAGE, len - stub::PAGE, libc::PROT_READ | libc::PROT_WRITE),
-        ] {
-            let got = self.syscall(0, libc::SYS_mprotect, [from, bytes, prot as u64, 0, 0, 0])?;
-            if got != 0 {
-                return Err(self.inside("protecting the stub", got));
-            }
-        }
         Ok(())
     }
 
@@ -83,7 +93,10 @@ impl Tracee {
     }
 
     pub(super) fn read_journal(&self) -> Result<Option<Journal>, TraceeError> {
-        let Some(stub) = self.stub else { return Ok(None) };
+        self.stub.map_or(Ok(None), |stub| self.journal_of(stub))
+    }
+
+    fn journal_of(&self, stub: Stub) -> Result<Option<Journal>, TraceeError> {
         let room = ((stub.len - stub::ENTRIES) / stub::ENTRY_LEN) as usize;
         let mut header = [0; 16];
         self.read_mem(stub.at + stub::JOURNAL, &mut header)?;
@@ -103,22 +116,37 @@ impl Tracee {
     /// A stub that an earlier tracer left.
     pub(super) fn find_stub(&self) -> Option<Stub> {
         let ranges = self.ranges().ok()?;
-        let code = ranges.iter().position(|&(start, end, _)| {
+        let is_code = |(start, end, perms): &(u64, u64, String)| {
             let mut magic = [0; 16];
             end - start == stub::PAGE
+                && perms.contains('x')
                 && self.read_mem(start + stub::MAGIC_AT, &mut magic).is_ok()
                 && &magic == stub::MAGIC
-        })?;
-        let (at, end, _) = ranges[code];
-        let &(data, data_end, _) = ranges.get(code + 1)?;
-        (data == end).then_some(Stub { at, len: data_end - at })
+        };
+        let pairs = ranges.windows(2).filter(|pair| is_code(&pair[0]) && pair[1].0 == pair[0].1);
+        pairs
+            .map(|pair| Stub { at: pair[0].0, len: pair[1].1 - pair[0].0, gate: None })
+            .find(|&stub| !self.is_of_a_sharer(stub))
+    }
+
+    /// Whether a stub is that of another process, which has the same memory.
+    fn is_of_a_sharer(&self, stub: Stub) -> bool {
+        let first = self.journal_of(stub).ok().flatten().and_then(|journal| Some(journal.threads.first()?.0));
+        first.is_some_and(|tid| {
+            let of = crate::proc::status::Status::read(tid).ok().and_then(|status| status.decimal("Tgid"));
+            of.is_some_and(|group| group != self.process() as u64)
+                && kcmp::shared(self.pid, tid, kcmp::Shared::Memory) == Ok(true)
+        })
     }
 
     /// Unmaps the stub. The last instruction runs from the vDSO; the threads then stand there until
     /// they get registers.
     pub fn remove_stub(&mut self) -> Result<(), TraceeError> {
         let Some(stub) = self.stub.take() else { return Ok(()) };
-        let gate = self.vdso_syscall()?;
+        let gate = match stub.gate {
+            Some(gate) => gate,
+            None => self.vdso_syscall(&self.maps()?)?,
+        };
         let got = self.call_at(0, gate, libc::SYS_munmap, [stub.at, stub.len, 0, 0, 0, 0])?;
         if got != 0 {
             return Err(self.inside("unmapping the stub", got));
@@ -158,20 +186,91 @@ impl Tracee {
         TraceeError::Inside { operation, tid: self.pid, errno: Errno::from_raw(-got as i32) }
     }
 
-    fn call_at(&mut self, i: usize, at: u64, nr: libc::c_long, args: [u64; 6]) -> Result<i64, TraceeError> {
-        let thread = &mut self.threads[i];
-        let tid = thread.found.tid;
-        if !thread.masked {
-            tasks::block_all(tid)?;
-            thread.masked = true;
+    /// Runs a call that waits, with an interrupt pending that ends the wait at once. What the kernel
+    /// keeps of it for the task, and its result, are those of a call that a stop has interrupted.
+    pub fn interrupted_call(&mut self, i: usize, nr: i64, args: [u64; 6]) -> Result<i64, TraceeError> {
+        let Some(stub) = self.stub else {
+            return Err(TraceeError::Unfit { pid: self.pid, what: "there is no stub in it" });
+        };
+        self.prepare_call(i, stub.at + stub::CODE_SYSCALL, nr, args)?;
+        self.run_to_exit(self.tid(i), nr, true)
+    }
+
+    /// Lets threads sleep on in the calls of which the kernel has kept a restart block, calls
+    /// `meanwhile`, and interrupts them again. Gives their results: `ERESTART_RESTARTBLOCK`, or that of
+    /// a call that has ended.
+    pub fn sleep_on(
+        &mut self,
+        threads: &[usize],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<i64>, TraceeError> {
+        let Some(stub) = self.stub else {
+            return Err(TraceeError::Unfit { pid: self.pid, what: "there is no stub in it" });
+        };
+        let nr = libc::SYS_restart_syscall;
+        for &i in threads {
+            self.prepare_call(i, stub.at + stub::CODE_SYSCALL, nr, [0; 6])?;
+            self.run_to_entry(self.tid(i), nr)?;
         }
-        let mut regs = thread.found.regs;
+        let at = |operation, tid| move |errno| TraceeError::kernel(operation, tid, errno);
+        for &i in threads {
+            let tid = self.tid(i);
+            ptrace::cont_to_syscall(tid, 0).map_err(at("PTRACE_SYSCALL", tid))?;
+        }
+        for &i in threads {
+            await_sleep(self.tid(i));
+        }
+        meanwhile();
+        let mut results = Vec::with_capacity(threads.len());
+        for &i in threads {
+            let tid = self.tid(i);
+            ptrace::interrupt(tid).map_err(at("PTRACE_INTERRUPT", tid))?;
+            results.push(self.await_exit(tid, nr)?);
+        }
+        Ok(results)
+    }
+
+    fn run_to_entry(&mut self, tid: i32, nr: i64) -> Result<(), TraceeError> {
+        ptrace::cont_to_syscall(tid, 0).map_err(|e| TraceeError::kernel("PTRACE_SYSCALL", tid, e))?;
+        self.await_syscall_stop(tid, nr)
+    }
+
+    fn await_exit(&mut self, tid: i32, nr: i64) -> Result<i64, TraceeError> {
+        self.await_syscall_stop(tid, nr)?;
+        let regs = ptrace::regs(tid).map_err(|e| TraceeError::kernel("reading registers", tid, e))?;
+        Ok(regs.rax() as i64)
+    }
+
+    /// Waits for the next system-call stop of a thread that runs.
+    fn await_syscall_stop(&mut self, tid: i32, nr: i64) -> Result<(), TraceeError> {
+        for _ in 0..MAX_STOPS {
+            match ptrace::wait(tid, true).map_err(|e| TraceeError::kernel("waitpid", tid, e))? {
+                Some(Stop::Syscall) => return Ok(()),
+                Some(Stop::Gone(_)) => return Err(TraceeError::Died { tid }),
+                Some(Stop::Signal(signal)) if i32::from(signal) == libc::SIGSTOP => self.stop_owed = true,
+                _ => {}
+            }
+            ptrace::cont_to_syscall(tid, 0).map_err(|e| TraceeError::kernel("PTRACE_SYSCALL", tid, e))?;
+        }
+        Err(TraceeError::Runaway { tid, nr, stops: MAX_STOPS })
+    }
+
+    fn call_at(&mut self, i: usize, at: u64, nr: libc::c_long, args: [u64; 6]) -> Result<i64, TraceeError> {
+        self.prepare_call(i, at, nr, args)?;
+        self.run_to_exit(self.tid(i), nr, false)
+    }
+
+    fn prepare_call(
+        &mut self,
+        i: usize,
+        at: u64,
+        nr: libc::c_long,
+        args: [u64; 6],
+    ) -> Result<(), TraceeError> {
+        let mut regs = self.injection_regs(i)?;
+        let tid = self.tid(i);
         regs.set_rip(at);
         regs.set_rax(nr as u64);
-        // Not in a system call: or the kernel would "restart" the one it was stopped in.
-        regs.set_orig_rax(u64::MAX);
-        // No trap flag of a debugger's.
-        regs.set_eflags(regs.eflags() & !0x100);
         let [a, b, c, d, e, f] = args;
         regs.set_rdi(a);
         regs.set_rsi(b);
@@ -179,13 +278,32 @@ impl Tracee {
         regs.set_r10(d);
         regs.set_r8(e);
         regs.set_r9(f);
-        thread.touched = true;
-        ptrace::set_regs(tid, &regs).map_err(|e| TraceeError::kernel("setting registers", tid, e))?;
-        self.run_to_exit(tid, nr)
+        ptrace::set_regs(tid, &regs).map_err(|e| TraceeError::kernel("setting registers", tid, e))
     }
 
-    /// Two system-call stops: entry, exit.
-    fn run_to_exit(&mut self, tid: i32, nr: i64) -> Result<i64, TraceeError> {
+    /// Registers to run stub code with in thread `i`, which counts as changed from now on; all its
+    /// signals are blocked.
+    pub(super) fn injection_regs(&mut self, i: usize) -> Result<Regs, TraceeError> {
+        let thread = &mut self.threads[i];
+        if !thread.masked {
+            tasks::block_all(thread.found.tid)?;
+            thread.masked = true;
+        }
+        thread.touched = true;
+        thread.at_event_stop = false;
+        let mut regs = thread.found.regs;
+        // Not in a system call: or the kernel would "restart" the one it was stopped in.
+        regs.set_orig_rax(u64::MAX);
+        // Not on the program's stack, which nothing here uses: sigaltstack(2) refuses to change the stack that its
+        // caller is on.
+        regs.set_rsp(0);
+        // No trap flag of a debugger's.
+        regs.set_eflags(regs.eflags() & !0x100);
+        Ok(regs)
+    }
+
+    /// Two system-call stops: entry, exit. With `interrupt` it cannot sleep in between.
+    fn run_to_exit(&mut self, tid: i32, nr: i64, interrupt: bool) -> Result<i64, TraceeError> {
         let mut entered = false;
         for _ in 0..MAX_STOPS {
             ptrace::cont_to_syscall(tid, 0).map_err(|e| TraceeError::kernel("PTRACE_SYSCALL", tid, e))?;
@@ -195,8 +313,15 @@ impl Tracee {
                         ptrace::regs(tid).map_err(|e| TraceeError::kernel("reading registers", tid, e))?;
                     return Ok(regs.rax() as i64);
                 }
-                Some(Stop::Syscall) => entered = true,
+                Some(Stop::Syscall) => {
+                    entered = true;
+                    if interrupt {
+                        ptrace::interrupt(tid)
+                            .map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
+                    }
+                }
                 Some(Stop::Gone(_)) => return Err(TraceeError::Died { tid }),
+                Some(Stop::Clone) => self.made = ptrace::event_message(tid).ok().map(|made| made as i32),
                 // It cannot be blocked, and stopping now would hang the injected call.
                 Some(Stop::Signal(signal)) if i32::from(signal) == libc::SIGSTOP => self.stop_owed = true,
                 // Everything is blocked: what comes is an event, or a fault that will come again.
@@ -229,39 +354,75 @@ impl Tracee {
         }
         let leader = self.tid(0);
         let scratch = self.scratch();
-        // struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls
-        // set_tid set_tid_size cgroup
-        let mut words = [0u64; 11];
-        words[0] = CLONE_FLAGS;
+        let mut arguments = clone_args(u64::from(set_tid));
         if set_tid {
-            words[8] = scratch + 128;
-            words[9] = 1;
+            arguments[SET_TID_AT..SET_TID_AT + 8].copy_from_slice(&(scratch + 128).to_le_bytes());
         }
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.write_mem(scratch, &bytes)?;
+        self.write_mem(scratch, &arguments)?;
         self.write_mem(scratch + 128, &tid.to_le_bytes())?;
-        let options = ptrace::O_TRACESYSGOOD | ptrace::O_TRACECLONE;
+        let options = self.options | ptrace::O_TRACECLONE;
         let at = |operation| move |errno| TraceeError::kernel(operation, leader, errno);
         ptrace::set_options(leader, options).map_err(at("PTRACE_SETOPTIONS"))?;
-        let got = self.must(0, "making a thread", libc::SYS_clone3, [scratch, 88, 0, 0, 0, 0]);
-        ptrace::set_options(leader, ptrace::O_TRACESYSGOOD).map_err(at("PTRACE_SETOPTIONS"))?;
+        let got = self.must(0, "making a thread", libc::SYS_clone3, [scratch, CLONE_ARGS_LEN, 0, 0, 0, 0]);
+        ptrace::set_options(leader, self.options).map_err(at("PTRACE_SETOPTIONS"))?;
         // The kernel answers with the TID in *its* namespace; the tracer's view comes by the event.
         got?;
         let new = self.newest_tid()?;
-        match tasks::wait_for_stop(new, std::time::Instant::now() + super::STOP_LIMIT)? {
+        match tasks::wait_for_stop(new, Instant::now() + super::STOP_LIMIT)? {
             None => return Err(TraceeError::Died { tid: new }),
             Some(_) => {
                 // It inherited the option.
-                ptrace::set_options(new, ptrace::O_TRACESYSGOOD)
+                ptrace::set_options(new, self.options)
                     .map_err(|e| TraceeError::kernel("PTRACE_SETOPTIONS", new, e))?;
             }
         }
-        let found: ThreadState = tasks::read_thread(&self.mem, new)?;
-        let mut thread = Thread::new(found);
+        self.push_made(new)?;
+        Ok(self.threads.len() - 1)
+    }
+
+    /// Makes threads under these TIDs (`set_tid` of clone3(2)), standing in the stub's hold loop: all in
+    /// one batch, then stopped together. The TIDs are those of the process' namespace, and the new ones
+    /// come in any order. Thread `maker` makes them: what it has of its own, they share (clone(2)). After
+    /// an error those that were made are there.
+    pub fn add_threads(&mut self, maker: usize, tids: &[i32]) -> Result<(), TraceeError> {
+        if tids.is_empty() {
+            return Ok(());
+        }
+        if self.threads.len() + tids.len() > MAX_THREADS {
+            return Err(TraceeError::Unfit { pid: self.pid, what: "it has too many threads" });
+        }
+        let call = |tid: &i32| {
+            Call::must("making a thread", libc::SYS_clone3, [0, CLONE_ARGS_LEN, 0, 0, 0, 0])
+                .input(0, &clone_args(1))
+                .within(SET_TID_AT, &tid.to_le_bytes())
+                .makes_thread()
+        };
+        let calls: Vec<Call> = tids.iter().map(call).collect();
+        let made = self.must_all(maker, &calls).map(drop);
+        let known: BTreeSet<i32> = self.threads.iter().map(|thread| thread.found.tid).collect();
+        let new: Vec<i32> = tasks::list(self.pid)?.into_iter().filter(|tid| !known.contains(tid)).collect();
+        for &tid in &new {
+            let at = |operation| move |errno| TraceeError::kernel(operation, tid, errno);
+            ptrace::seize(tid, self.options).map_err(at("PTRACE_SEIZE"))?;
+            ptrace::interrupt(tid).map_err(at("PTRACE_INTERRUPT"))?;
+        }
+        let deadline = Instant::now() + super::STOP_LIMIT;
+        for tid in new {
+            if tasks::wait_for_stop(tid, deadline)?.is_none() {
+                return Err(TraceeError::Died { tid });
+            }
+            self.push_made(tid)?;
+        }
+        made
+    }
+
+    /// A thread that was made by injection, and stands.
+    fn push_made(&mut self, tid: i32) -> Result<(), TraceeError> {
+        let mut thread = Thread::new(tasks::read_made(tid, &self.threads[0].found)?);
         thread.masked = true;
         thread.touched = true;
         self.threads.push(thread);
-        Ok(self.threads.len() - 1)
+        Ok(())
     }
 
     fn newest_tid(&self) -> Result<i32, TraceeError> {
@@ -284,37 +445,60 @@ impl Tracee {
         }
     }
 
-    /// Start, end and permissions (as text) of every mapping.
-    pub fn ranges(&self) -> Result<Vec<(u64, u64, String)>, TraceeError> {
-        let maps = fs::read(format!("/proc/{}/maps", self.pid))
-            .map_err(|e| tasks::io_error("reading maps", self.pid, &e))?;
-        Ok(String::from_utf8_lossy(&maps).lines().filter_map(parse_range).collect())
+    /// Whoever moves the vDSO says so: it is remembered where it is.
+    pub fn vdso_moves(&mut self) {
+        if let Some(stub) = &mut self.stub {
+            stub.gate = None;
+        }
     }
 
-    fn free_range(&self, len: u64, avoid: &[(u64, u64)]) -> Result<u64, TraceeError> {
-        let mut taken: Vec<(u64, u64)> = self.ranges()?.into_iter().map(|(s, e, _)| (s, e)).collect();
+    /// Start, end and permissions (as text) of every mapping.
+    pub fn ranges(&self) -> Result<Vec<(u64, u64, String)>, TraceeError> {
+        let range = |line| parse_range(line).map(|(start, end, perms)| (start, end, perms.to_string()));
+        Ok(self.maps()?.lines().filter_map(range).collect())
+    }
+
+    /// A thread that has its own system calls handed to itself would be handed the injected ones.
+    fn refuse_dispatchers(&self) -> Result<(), TraceeError> {
+        match (0..self.thread_count()).any(|i| ptrace::dispatches_calls(self.tid(i))) {
+            true => Err(TraceeError::Unfit {
+                pid: self.pid,
+                what: "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)",
+            }),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn maps(&self) -> Result<String, TraceeError> {
+        let maps =
+            crate::proc::read(self.pid, "maps").map_err(|e| tasks::io_error("reading maps", self.pid, &e))?;
+        Ok(String::from_utf8_lossy(&maps).into_owned())
+    }
+
+    fn free_range(&self, maps: &str, len: u64, avoid: &[(u64, u64)]) -> Result<u64, TraceeError> {
+        let range = |line| parse_range(line).map(|(start, end, _)| (start, end));
+        let mut taken: Vec<(u64, u64)> = maps.lines().filter_map(range).collect();
         taken.extend_from_slice(avoid);
         taken.sort_unstable();
+        // With a page free on each side: a neighbour must not become one mapping with the stub's pages.
+        let room = len + 2 * stub::PAGE;
         let mut at = LOWEST;
         for (start, end) in taken {
-            if start >= at && start - at >= len {
+            if start >= at && start - at >= room {
                 break;
             }
             at = at.max(end);
         }
-        if at + len > HIGHEST {
+        if at + room > HIGHEST {
             return Err(TraceeError::Unfit { pid: self.pid, what: "no free address range for the stub" });
         }
-        Ok(at)
+        Ok(at + stub::PAGE)
     }
 
     /// Address of a `syscall` instruction in the vDSO: no code of the program has to be changed.
-    fn vdso_syscall(&self) -> Result<u64, TraceeError> {
+    pub(super) fn vdso_syscall(&self, maps: &str) -> Result<u64, TraceeError> {
         let missing = TraceeError::Unfit { pid: self.pid, what: "no system-call instruction in its vDSO" };
-        let maps = fs::read(format!("/proc/{}/maps", self.pid))
-            .map_err(|e| tasks::io_error("reading maps", self.pid, &e))?;
-        let text = String::from_utf8_lossy(&maps);
-        let Some((start, end, _)) = text.lines().find(|line| line.ends_with("[vdso]")).and_then(parse_range)
+        let Some((start, end, _)) = maps.lines().find(|line| line.ends_with("[vdso]")).and_then(parse_range)
         else {
             return Err(missing);
         };
@@ -325,9 +509,35 @@ impl Tracee {
     }
 }
 
-fn parse_range(line: &str) -> Option<(u64, u64, String)> {
+/// `struct clone_args` of a thread; its `set_tid` is still to be filled in.
+fn clone_args(set_tid_size: u64) -> [u8; CLONE_ARGS_LEN as usize] {
+    // flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup
+    let mut bytes = [0; CLONE_ARGS_LEN as usize];
+    bytes[..8].copy_from_slice(&CLONE_FLAGS.to_le_bytes());
+    bytes[SET_TID_AT + 8..SET_TID_AT + 16].copy_from_slice(&set_tid_size.to_le_bytes());
+    bytes
+}
+
+/// Until a thread that was let go into a call sleeps in it, or has come out; on a busy machine it has to
+/// wait for its turn.
+fn await_sleep(tid: i32) {
+    const LOOKS: u32 = 4000;
+    const PAUSE: std::time::Duration = std::time::Duration::from_micros(50);
+    let runs = || {
+        let stat = crate::proc::status::Stat::read(tid);
+        stat.is_ok_and(|stat| stat.field(3) == Some("R"))
+    };
+    for _ in 0..LOOKS {
+        if !runs() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn parse_range(line: &str) -> Option<(u64, u64, &str)> {
     let mut words = line.split_ascii_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
-    let perms = words.next()?.to_string();
+    let perms = words.next()?;
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?, perms))
 }

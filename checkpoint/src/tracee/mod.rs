@@ -4,7 +4,7 @@
 //! stateDiagram-v2
 //!   [*] --> Running
 //!   Running --> Frozen: freeze
-//!   Frozen --> Frozen: install_stub, syscall, remove_stub
+//!   Frozen --> Frozen: install_stub, syscall, batch, remove_stub
 //!   Frozen --> Running: thaw (as found) or release (as set)
 //!   Frozen --> Parked: deputy::park
 //!   Parked --> Frozen: freeze, with the stub found again
@@ -12,19 +12,26 @@
 //!
 //! A `Tracee` is not `Send`: ptrace requests are accepted only from the thread that seized. Dropping
 //! one without `thaw` or `release` gives the process its registers back as well as it can.
-//! Never `PTRACE_O_EXITKILL`: our death must not be the user's.
+//! Never `PTRACE_O_EXITKILL`, as our death must not be the user's, but for one that is being made
+//! ([`Tracee::end_with_tracer`]): half of a program must not be left.
 
+mod batch;
 mod error;
 mod inject;
+mod naps;
+mod offspring;
 pub mod restart;
+mod stops;
 pub mod stub;
 mod tasks;
 
+pub use batch::{Call, Reply};
 pub use error::TraceeError;
-pub use restart::arrange_restart;
+pub use offspring::Offspring;
 
 use crate::image::RseqImage;
 use crate::sys::ptrace::{self, Regs, Stop};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
@@ -60,19 +67,54 @@ struct Thread {
     masked: bool,
     /// Registers were changed since the stop.
     touched: bool,
+    /// It stands at an event stop: the kernel restarts what the registers given back were in.
+    at_event_stop: bool,
+    /// They are to be others than those at the stop: an interrupt is hidden ([`restart`]).
+    amended: bool,
     set_regs: Option<Regs>,
     set_xstate: Option<Vec<u8>>,
     set_sigmask: Option<u64>,
 }
 
+/// The memory of a process, which other threads than the one that traces it may read too.
+pub struct Memory {
+    pid: i32,
+    mem: File,
+}
+
+impl Memory {
+    /// Of a process that may be traced.
+    pub fn of(pid: i32) -> Result<Memory, TraceeError> {
+        Ok(Memory { pid, mem: tasks::open_mem(pid)? })
+    }
+
+    /// Whose it is.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Reads it, unreadable pages too (`FOLL_FORCE`, fs/proc/base.c).
+    pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), TraceeError> {
+        self.mem.read_exact_at(buf, addr).map_err(|e| tasks::io_error("reading memory", self.pid, &e))
+    }
+}
+
 /// A process with every thread in a ptrace stop.
 pub struct Tracee {
     pid: i32,
+    /// The PID, where that is another: its leader has ended, and `pid` is the TID of another thread.
+    leader: Option<i32>,
+    /// Its leader is to end when it is let go.
+    leaves: bool,
     threads: Vec<Thread>,
     group_stop: Option<u8>,
     stub: Option<Stub>,
     /// A SIGSTOP came while system calls were injected: it cannot be blocked, so it is owed.
     stop_owed: bool,
+    /// Options of every thread.
+    options: u64,
+    /// The process or thread that an injected call has made last.
+    made: Option<i32>,
     mem: File,
     live: bool,
     not_send: PhantomData<*const ()>,
@@ -82,6 +124,8 @@ pub struct Tracee {
 struct Stub {
     at: u64,
     len: u64,
+    /// A `syscall` instruction in the vDSO, if it is known where that is.
+    gate: Option<u64>,
 }
 
 impl Tracee {
@@ -95,19 +139,26 @@ impl Tracee {
     /// Like [`Tracee::freeze`]; calls `interrupted` with each TID once its thread has been asked to
     /// stop, for whoever holds it up in the kernel (a seccomp notification) to let it go.
     pub fn freeze_with(pid: i32, interrupted: &mut dyn FnMut(i32)) -> Result<Tracee, TraceeError> {
+        let process = pid;
+        let pid = crate::proc::face(process);
         tasks::refuse_foreign_tracer(pid)?;
         let mem = tasks::open_mem(pid)?;
         let mut tracee = Tracee {
             pid,
+            leader: (pid != process).then_some(process),
+            leaves: false,
             threads: Vec::new(),
             group_stop: None,
             stub: None,
             stop_owed: false,
+            options: ptrace::O_TRACESYSGOOD,
+            made: None,
             mem,
             live: true,
             not_send: PhantomData,
         };
-        let mut seized: Vec<i32> = Vec::new();
+        let mut seized: BTreeSet<i32> = BTreeSet::new();
+        let mut leader_has_ended = false;
         for _ in 0..FREEZE_ROUNDS {
             let fresh: Vec<i32> = tasks::list(pid)?.into_iter().filter(|tid| !seized.contains(tid)).collect();
             if fresh.is_empty() {
@@ -121,26 +172,43 @@ impl Tracee {
                 match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
                     Ok(()) => {}
                     Err(nix::errno::Errno::ESRCH) => continue,
+                    // A leader that has ended stays until the others have (EPERM, ptrace(2)).
+                    Err(_) if tasks::is_zombie(tid) => {
+                        seized.insert(tid);
+                        leader_has_ended |= tid == pid;
+                        continue;
+                    }
                     Err(errno) => return Err(TraceeError::kernel("PTRACE_SEIZE", tid, errno)),
                 }
                 ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
                 interrupted(tid);
-                seized.push(tid);
+                seized.insert(tid);
                 asked.push(tid);
             }
             if seized.len() > MAX_THREADS {
                 return Err(TraceeError::Unfit { pid, what: "it has too many threads" });
             }
+            // The leader last: its end is told when the others have been waited for.
+            asked.sort_unstable_by_key(|&tid| tid == pid);
             for tid in asked {
                 match tasks::wait_for_stop(tid, deadline)? {
-                    None if tid == pid => return Err(TraceeError::Died { tid }),
+                    None if tid == pid => leader_has_ended = true,
                     None => {}
                     Some(group) => {
                         tracee.group_stop = tracee.group_stop.or(group);
+                        // Not before: until it stands, its filters must act. Not allowed everywhere, and
+                        // needed only where there are filters.
+                        let options = tracee.options | ptrace::O_SUSPEND_SECCOMP;
+                        let _ = ptrace::set_options(tid, options);
                         let found = tasks::read_thread(&tracee.mem, tid)?;
                         tracee.threads.push(Thread::new(found));
                     }
                 }
+            }
+            if leader_has_ended {
+                // Those that end with it are ours to wait for: until then it is no zombie for its parent.
+                tasks::await_ends(&seized);
+                return Err(TraceeError::Died { tid: pid });
             }
         }
         Err(TraceeError::Unfit { pid, what: "it makes threads faster than they can be stopped" })
@@ -151,9 +219,34 @@ impl Tracee {
         Tracee::freeze(pid)
     }
 
-    /// Its PID.
+    /// Its PID; where its leader has ended, the TID of another thread ([`crate::proc::face`]).
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Its PID, whether its leader lives or not.
+    pub fn process(&self) -> i32 {
+        self.leader.unwrap_or(self.pid)
+    }
+
+    /// Whether its leader has ended before the other threads.
+    pub fn has_lost_its_leader(&self) -> bool {
+        self.leader.is_some()
+    }
+
+    /// Lets its leader, thread 0, end by exit(2) when it is let go, with this status; the others live on. Its
+    /// stub is not there any more.
+    pub fn lose_leader(&mut self, status: i32) -> Result<(), TraceeError> {
+        let at = self.vdso_syscall(&self.maps()?)?;
+        let mut regs = self.threads[0].found.regs;
+        regs.set_rip(at);
+        regs.set_rax(libc::SYS_exit as u64);
+        regs.set_orig_rax(u64::MAX);
+        regs.set_rdi(libc::WEXITSTATUS(status) as u64);
+        self.set_regs(0, regs);
+        self.set_sigmask(0, ALL_SIGNALS);
+        self.leaves = true;
+        Ok(())
     }
 
     /// Number of threads.
@@ -181,6 +274,23 @@ impl Tracee {
         &self.threads[i].found
     }
 
+    /// Keeps system-call filters from acting on the threads while they are traced.
+    pub fn suspend_filters(&self) -> Result<(), TraceeError> {
+        let options = self.options | ptrace::O_SUSPEND_SECCOMP;
+        for thread in &self.threads {
+            let tid = thread.found.tid;
+            ptrace::set_options(tid, options)
+                .map_err(|e| TraceeError::kernel("suspending system-call filters", tid, e))?;
+        }
+        Ok(())
+    }
+
+    /// Registers for [`Tracee::thaw`] other than those found.
+    pub fn amend(&mut self, i: usize, regs: Regs) {
+        self.threads[i].found.regs = regs;
+        self.threads[i].amended = true;
+    }
+
     /// Registers for [`Tracee::release`].
     pub fn set_regs(&mut self, i: usize, regs: Regs) {
         self.threads[i].set_regs = Some(regs);
@@ -201,6 +311,13 @@ impl Tracee {
         self.mem.read_exact_at(buf, addr).map_err(|e| tasks::io_error("reading memory", self.pid, &e))
     }
 
+    /// Its memory, for another thread to read.
+    pub fn memory(&self) -> Result<Memory, TraceeError> {
+        let copied = self.mem.try_clone();
+        let mem = copied.map_err(|e| tasks::io_error("copying a descriptor", self.pid, &e))?;
+        Ok(Memory { pid: self.pid, mem })
+    }
+
     /// Writes its memory, read-only pages too (`FOLL_FORCE`, fs/proc/base.c).
     pub fn write_mem(&self, addr: u64, buf: &[u8]) -> Result<(), TraceeError> {
         self.mem.write_all_at(buf, addr).map_err(|e| tasks::io_error("writing memory", self.pid, &e))
@@ -213,7 +330,7 @@ impl Tracee {
             self.remove_stub()?;
         }
         for thread in &self.threads {
-            tasks::give_back(&thread.found, thread.masked, thread.touched)?;
+            thread.give_back()?;
         }
         self.deliver_owed_stop();
         for thread in &self.threads {
@@ -226,9 +343,35 @@ impl Tracee {
     pub fn release(mut self) -> Result<(), TraceeError> {
         self.live = false;
         self.apply_settings()?;
+        self.stand_in_calls()?;
         self.deliver_owed_stop();
         for thread in &self.threads {
             tasks::detach(thread.found.tid)?;
+            if self.leaves && thread.found.tid == self.pid {
+                // Nothing of it runs but its last call.
+                tasks::await_zombie(self.pid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes those that are to go on in an interrupted call to an event stop: only from there does the
+    /// kernel repeat it.
+    fn stand_in_calls(&self) -> Result<(), TraceeError> {
+        let in_call = |thread: &&Thread| {
+            !thread.at_event_stop && thread.set_regs.is_some_and(|regs| restart::is_interrupted(&regs))
+        };
+        let tids: Vec<i32> = self.threads.iter().filter(in_call).map(|thread| thread.found.tid).collect();
+        for &tid in &tids {
+            let at = |operation| move |errno| TraceeError::kernel(operation, tid, errno);
+            ptrace::interrupt(tid).map_err(at("PTRACE_INTERRUPT"))?;
+            ptrace::cont(tid, 0).map_err(at("PTRACE_CONT"))?;
+        }
+        let deadline = Instant::now() + STOP_LIMIT;
+        for tid in tids {
+            if tasks::wait_for_stop(tid, deadline)?.is_none() {
+                return Err(TraceeError::Died { tid });
+            }
         }
         Ok(())
     }
@@ -253,8 +396,28 @@ impl Tracee {
 }
 
 impl Thread {
-    fn new(found: ThreadState) -> Thread {
-        Thread { found, masked: false, touched: false, set_regs: None, set_xstate: None, set_sigmask: None }
+    /// Its registers and mask as found.
+    fn give_back(&self) -> Result<(), TraceeError> {
+        let changed = tasks::Changed {
+            regs: self.touched || self.amended,
+            moved: !self.at_event_stop,
+            mask: self.masked,
+        };
+        tasks::give_back(&self.found, changed)
+    }
+
+    fn new(mut found: ThreadState) -> Thread {
+        let amended = restart::hide_interrupt(&mut found.regs);
+        Thread {
+            found,
+            masked: false,
+            touched: false,
+            at_event_stop: true,
+            amended,
+            set_regs: None,
+            set_xstate: None,
+            set_sigmask: None,
+        }
     }
 }
 
@@ -268,7 +431,7 @@ impl Drop for Tracee {
             let _ = self.remove_stub();
         }
         for thread in &self.threads {
-            let _ = tasks::give_back(&thread.found, thread.masked, thread.touched);
+            let _ = thread.give_back();
         }
         self.deliver_owed_stop();
         for thread in &self.threads {
@@ -310,12 +473,17 @@ pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
 
 /// Whether there is a stub in a process; looks from outside.
 fn has_stub(pid: i32) -> Result<bool, TraceeError> {
+    let pid = crate::proc::face(pid);
     let looking = Tracee {
         pid,
+        leader: None,
+        leaves: false,
         threads: Vec::new(),
         group_stop: None,
         stub: None,
         stop_owed: false,
+        options: ptrace::O_TRACESYSGOOD,
+        made: None,
         mem: tasks::open_mem(pid)?,
         live: false,
         not_send: PhantomData,
@@ -341,8 +509,10 @@ impl Tracee {
     }
 
     fn adopt_journal(&mut self, journal: &stub::Journal) {
-        for (tid, mask, regs) in &journal.threads {
-            if let Some(thread) = self.threads.iter_mut().find(|thread| thread.found.tid == *tid) {
+        let found: BTreeMap<i32, (u64, Regs)> =
+            journal.threads.iter().map(|&(tid, mask, regs)| (tid, (mask, regs))).collect();
+        for thread in &mut self.threads {
+            if let Some((mask, regs)) = found.get(&thread.found.tid) {
                 thread.found.regs = *regs;
                 thread.found.sigmask = *mask;
                 thread.masked = true;

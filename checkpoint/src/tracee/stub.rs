@@ -5,9 +5,14 @@
 //!                 +2   hold loop          pause() for ever (all signals are blocked)
 //!                 +11  park loop          rt_sigtimedwait(all, slot, NULL), falls into hold when
 //!                                         it has one
-//! page 1   data   SIGSET  all signals; SCRATCH  arguments of injected calls;
-//!                 SLOT    siginfo of the signal the park loop has caught; JOURNAL header
-//! page 2…  journal entries: each thread's registers and mask as found
+//!                 +64  MAGIC
+//!                 +96  batch loop         runs an array of calls, says so, falls into hold
+//! page 1   data   SIGSET  all signals; SLOT  siginfo of the signal the park loop has caught;
+//!                 JOURNAL header
+//! page 2…  SCRATCH    arguments of single injected calls
+//! page 4…  BATCH      which threads are through with their calls; RECORDS  the calls;
+//!          ARGUMENTS  what they point to
+//! ENTRIES… journal entries: each thread's registers and mask as found
 //! ```
 //!
 //! The journal makes a dead tracer harmless: whoever finds a process in the stub (by [`MAGIC`]) can
@@ -29,7 +34,7 @@ pub const CODE_PARKED: u64 = 32;
 /// Offset of [`MAGIC`] in the code page.
 pub const MAGIC_AT: u64 = 64;
 /// How a stub is recognised.
-pub const MAGIC: &[u8; 16] = b"migd-stub-0001\0\0";
+pub const MAGIC: &[u8; 16] = b"migd-stub-0002\0\0";
 
 /// The code page's beginning.
 pub const CODE: [u8; 38] = [
@@ -48,18 +53,74 @@ pub const CODE: [u8; 38] = [
     0xeb, 0xdc, // jmp hold (one is in the slot)
 ];
 
+/// The batch loop: rbx is its first record's address, r12 the number of records (not 0), r13 the
+/// address of the word that tells that it is through.
+pub const CODE_BATCH: u64 = 96;
+/// Its code.
+pub const BATCH_CODE: [u8; 83] = [
+    0x8b, 0x03, // batch: mov eax, [rbx]
+    0x48, 0x8b, 0x7b, 0x08, // mov rdi, [rbx+8]
+    0x48, 0x8b, 0x73, 0x10, // mov rsi, [rbx+16]
+    0x48, 0x8b, 0x53, 0x18, // mov rdx, [rbx+24]
+    0x4c, 0x8b, 0x53, 0x20, // mov r10, [rbx+32]
+    0x4c, 0x8b, 0x43, 0x28, // mov r8, [rbx+40]
+    0x4c, 0x8b, 0x4b, 0x30, // mov r9, [rbx+48]
+    0x0f, 0x05, // syscall
+    0xf6, 0x43, 0x04, 0x02, // test byte [rbx+4], RECORD_CLONES
+    0x74, 0x09, // jz keep
+    0x48, 0x85, 0xc0, // test rax, rax
+    0x0f, 0x84, 0x77, 0xff, 0xff, 0xff, // jz hold (the new thread)
+    0x48, 0x89, 0x43, 0x38, // keep: mov [rbx+56], rax
+    0xf6, 0x43, 0x04, 0x01, // test byte [rbx+4], RECORD_MUST
+    0x74, 0x08, // jz next
+    0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, // cmp rax, -4095
+    0x73, 0x09, // jae done (unsigned: an errno)
+    0x48, 0x83, 0xc3, 0x40, // next: add rbx, 64
+    0x49, 0xff, 0xcc, // dec r12
+    0x75, 0xba, // jnz batch
+    0x49, 0xc7, 0x45, 0x00, 1, 0, 0, 0, // done: mov qword [r13], 1
+    0xe9, 0x4f, 0xff, 0xff, 0xff, // jmp hold
+];
+
 /// Offset of the signal set in the stub.
 pub const SIGSET: u64 = PAGE;
-/// Offset of the scratch area.
-pub const SCRATCH: u64 = PAGE + 64;
-/// Length of the scratch area, bytes.
-pub const SCRATCH_LEN: usize = 2048;
 /// Offset of the slot.
 pub const SLOT: u64 = PAGE + 2176;
 /// Offset of the journal's header: phase, number of entries, argument pages kept (start, end).
 pub const JOURNAL: u64 = PAGE + 2560;
+/// Offset of the scratch area.
+pub const SCRATCH: u64 = 2 * PAGE;
+/// Length of the scratch area, bytes.
+pub const SCRATCH_LEN: usize = 8192;
+
+/// Offset of the batch area: a word for each job, 1 when it is through.
+pub const BATCH: u64 = 4 * PAGE;
+/// Jobs that can be under way at a time.
+pub const MAX_JOBS: usize = 64;
+/// Length of their words, bytes.
+pub const DONE_LEN: usize = 8 * MAX_JOBS;
+/// Offset of the records.
+pub const RECORDS: u64 = BATCH + DONE_LEN as u64;
+/// Length of a record, bytes: number (4), `RECORD_*` (4), six arguments, result.
+pub const RECORD_LEN: usize = 64;
+/// Records there is room for.
+pub const MAX_RECORDS: usize = 512;
+/// The batch stops if the call fails.
+pub const RECORD_MUST: u32 = 1;
+/// The call makes a thread.
+pub const RECORD_CLONES: u32 = 2;
+/// A result that no call has.
+pub const NOT_RUN: i64 = i64::MIN;
+/// Offset of what the calls point to.
+pub const ARGUMENTS: u64 = 13 * PAGE;
+/// Its length, bytes.
+pub const ARGUMENTS_LEN: usize = 64 << 10;
 /// Offset of the first entry.
-pub const ENTRIES: u64 = 2 * PAGE;
+pub const ENTRIES: u64 = ARGUMENTS + ARGUMENTS_LEN as u64;
+const _: () = assert!(CODE_BATCH >= MAGIC_AT + 16 && CODE_BATCH as usize + BATCH_CODE.len() <= PAGE as usize);
+const _: () = assert!(SCRATCH + SCRATCH_LEN as u64 <= BATCH);
+const _: () = assert!(RECORDS + (MAX_RECORDS * RECORD_LEN) as u64 <= ARGUMENTS);
+
 /// Length of an entry: TID, mask, 27 registers, padding.
 pub const ENTRY_LEN: u64 = 256;
 

@@ -1,15 +1,21 @@
 //! Stopping, reading and letting go of single tasks.
 
+use super::naps::Naps;
 use super::{ALL_SIGNALS, ThreadState, TraceeError};
 use crate::image::RseqImage;
 use crate::sys::ptrace::{self, Regs, Stop};
 use nix::errno::Errno;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// Stops to pass before a task must have reached its event stop.
 const MAX_STOPS: usize = 1000;
+/// How often a task that does not stop is asked whether it has ended, in naps.
+const LOOK_EVERY: u32 = 64;
+/// How long the ends of threads are waited for whose leader has ended.
+const ENDS_LIMIT: Duration = Duration::from_secs(1);
 
 pub fn list(pid: i32) -> Result<Vec<i32>, TraceeError> {
     let dir = fs::read_dir(format!("/proc/{pid}/task")).map_err(|e| io_error("listing threads", pid, &e))?;
@@ -48,20 +54,20 @@ pub fn refuse_foreign_tracer(pid: i32) -> Result<(), TraceeError> {
 /// Waits until an interrupted task has stopped. `Ok(None)`: it has ended. `Some(signal)`: it is in a
 /// group stop by that signal.
 pub fn wait_for_stop(tid: i32, deadline: Instant) -> Result<Option<Option<u8>>, TraceeError> {
-    let mut naps = 0u32;
+    let (mut naps, mut looks) = (Naps::default(), 0u32);
     for _ in 0..MAX_STOPS {
         let stop = loop {
             match ptrace::wait(tid, false) {
                 Ok(Some(stop)) => break stop,
                 Ok(None) if Instant::now() > deadline => return Err(wont_stop(tid)),
                 Ok(None) => {
-                    naps += 1;
-                    // Most stops come within microseconds: look often first.
-                    if naps < 200 {
-                        std::thread::yield_now();
-                    } else {
-                        std::thread::sleep(Duration::from_micros(50));
+                    looks = looks.wrapping_add(1);
+                    if looks % LOOK_EVERY == 0 && is_zombie(tid) && list(tid).is_ok_and(|tids| tids.len() > 1)
+                    {
+                        // A leader whose other threads live on: nothing more is told of it.
+                        return Ok(None);
                     }
+                    naps.nap();
                 }
                 Err(errno) => return Err(TraceeError::kernel("waitpid", tid, errno)),
             }
@@ -83,8 +89,47 @@ fn resume(tid: i32, signal: u8) -> Result<(), TraceeError> {
     ptrace::cont(tid, signal).map_err(|e| TraceeError::kernel("PTRACE_CONT", tid, e))
 }
 
+/// Whether it has ended and is there only for who waits for it.
+pub fn is_zombie(tid: i32) -> bool {
+    let stat = crate::proc::status::Stat::read(tid);
+    stat.is_ok_and(|stat| stat.field(3) == Some("Z"))
+}
+
+/// Waits a moment for the end of a leader; one that is stopped does not end before it goes on.
+pub fn await_zombie(tid: i32) {
+    let deadline = Instant::now() + ENDS_LIMIT;
+    let state =
+        || crate::proc::status::Stat::read(tid).ok().and_then(|stat| Some(stat.field(3)?.to_string()));
+    while matches!(state().as_deref(), Some("R" | "S" | "D")) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Waits for the ends of traced threads, a moment: those that do not end are left as they are.
+pub fn await_ends(tids: &BTreeSet<i32>) {
+    let deadline = Instant::now() + ENDS_LIMIT;
+    // The leader last.
+    let group = |&tid: &i32| {
+        list(tid).is_ok()
+            && crate::proc::status::Status::read(tid)
+                .is_ok_and(|status| status.decimal("Tgid") == Some(tid as u64))
+    };
+    let (leaders, others): (Vec<i32>, Vec<i32>) = tids.iter().copied().partition(group);
+    for tid in others.into_iter().chain(leaders) {
+        while !matches!(ptrace::wait(tid, false), Ok(Some(Stop::Gone(_))) | Err(_)) {
+            if Instant::now() > deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}
+
 fn wont_stop(tid: i32) -> TraceeError {
-    let wchan = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+    let wchan = match crate::inventory::tree::is_in_vfork(tid) {
+        true => "in vfork(2), until its child runs another program or ends".into(),
+        false => fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default(),
+    };
     TraceeError::WontStop { tid, millis: super::STOP_LIMIT.as_millis() as u64, wchan }
 }
 
@@ -100,6 +145,13 @@ pub fn read_thread(mem: &File, tid: i32) -> Result<ThreadState, TraceeError> {
         sigmask: ptrace::sigmask(tid).map_err(at("reading the signal mask"))?,
         rseq,
     })
+}
+
+/// A thread that was made by `maker` to be filled: only its registers are its own.
+pub fn read_made(tid: i32, maker: &ThreadState) -> Result<ThreadState, TraceeError> {
+    let regs = ptrace::regs(tid).map_err(|e| TraceeError::kernel("reading registers", tid, e))?;
+    let xstate = maker.xstate.clone();
+    Ok(ThreadState { tid, regs, xstate, sigmask: ALL_SIGNALS, rseq: RseqImage::default() })
 }
 
 /// A thread stopped inside an rseq critical section must go on at its abort address: it has been
@@ -129,18 +181,30 @@ pub fn block_all(tid: i32) -> Result<(), TraceeError> {
     ptrace::set_sigmask(tid, ALL_SIGNALS).map_err(|e| TraceeError::kernel("setting the signal mask", tid, e))
 }
 
-/// Gives a thread its registers and mask back. One that was used for injection stands at a system-call
-/// stop, where the kernel would not restart the interrupted call: it is taken to an event stop again.
-pub fn give_back(found: &ThreadState, masked: bool, touched: bool) -> Result<(), TraceeError> {
+/// What is different in a thread from what was found.
+#[derive(Debug, Clone, Copy)]
+pub struct Changed {
+    /// Its registers.
+    pub regs: bool,
+    /// It has left the stop it was found in, and stands at no other event stop.
+    pub moved: bool,
+    /// Its signal mask.
+    pub mask: bool,
+}
+
+/// Gives a thread its registers and mask back. One that was used for a single injected call stands at a
+/// system-call stop, where the kernel would not restart the interrupted call: it is taken to an event
+/// stop again.
+pub fn give_back(found: &ThreadState, changed: Changed) -> Result<(), TraceeError> {
     let tid = found.tid;
     let at = |operation| move |errno| TraceeError::kernel(operation, tid, errno);
-    if touched {
+    if changed.regs {
         ptrace::set_regs(tid, &found.regs).map_err(at("setting registers"))?;
     }
-    if masked {
+    if changed.mask {
         ptrace::set_sigmask(tid, found.sigmask).map_err(at("setting the signal mask"))?;
     }
-    if touched {
+    if changed.moved {
         ptrace::interrupt(tid).map_err(at("PTRACE_INTERRUPT"))?;
         ptrace::cont(tid, 0).map_err(at("PTRACE_CONT"))?;
         if wait_for_stop(tid, Instant::now() + super::STOP_LIMIT)?.is_none() {

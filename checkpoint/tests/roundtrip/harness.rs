@@ -1,5 +1,7 @@
 //! Starting, saving, restoring and waiting, with deadlines, and nothing left behind.
 
+use checkpoint::image::ProcessImage;
+use checkpoint::image::stream::{Compress, Item, Options, StreamReader, StreamWriter};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -9,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The longest anything here may take.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// Where programs are.
 pub const PROGRAMS: &str = "/usr/bin:/bin";
@@ -32,7 +34,8 @@ pub fn installed(test: &str, program: &str) -> bool {
     found
 }
 
-fn skip(test: &str, why: &str) {
+/// Records that a test did not run.
+pub fn skip(test: &str, why: &str) {
     let line = format!("skipped {test}: {why}\n");
     eprint!("{line}");
     if let Some(path) = std::env::var_os("SYSTEST_SKIPS")
@@ -73,16 +76,28 @@ pub struct Running(pub Child);
 impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
-            // `migckpt restore` has one child: what it restored.
-            let children = format!("/proc/{0}/task/{0}/children", self.0.id());
-            let children = fs::read_to_string(children).unwrap_or_default();
-            for child in children.split_ascii_whitespace().filter_map(|word| word.parse().ok()) {
-                let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+            // The child of `migckpt restore`, which is what it restored, and that one's children.
+            for pid in descendants(self.pid()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The processes below one, parents first.
+pub fn descendants(pid: i32) -> Vec<i32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            found.extend(children.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+        }
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 impl Running {
@@ -97,10 +112,36 @@ impl Running {
             if let Some(status) = self.0.try_wait().expect("waits") {
                 return status;
             }
-            assert!(Instant::now() < deadline, "process {} does not end", self.pid());
+            if Instant::now() > deadline {
+                panic!("process {} does not end; {}", self.pid(), doing(&descendants(self.pid())));
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// What processes are in the middle of, for the reader of a failure.
+fn doing(pids: &[i32]) -> String {
+    let read = |path: String| fs::read_to_string(path).unwrap_or_default().trim().to_string();
+    let mut text = String::new();
+    for pid in pids {
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let (task, status) = (task.path(), read(format!("{}/status", task.path().display())));
+            let line =
+                |key: &str| status.lines().find(|line| line.starts_with(key)).unwrap_or_default().to_string();
+            let of = |file: &str| read(format!("{}/{file}", task.display()));
+            text += &format!(
+                "\n{pid} {} {} {} {} call {} in {}",
+                task.display(),
+                of("comm"),
+                line("State"),
+                line("SigPnd"),
+                of("syscall"),
+                of("wchan")
+            );
+        }
+    }
+    text
 }
 
 impl Case {
@@ -149,6 +190,53 @@ impl Case {
         command.arg("restore").arg(self.path("img")).stdin(Stdio::null());
         let errors = File::create(self.path("errors")).expect("a file");
         Running(command.stdout(Stdio::null()).stderr(errors).spawn().expect("runs"))
+    }
+
+    /// Waits until what is being restored has been let go.
+    pub fn await_restored(&self, pid: i32) {
+        let deadline = Instant::now() + LIMIT;
+        let is_let_go = || {
+            let exe = fs::read_link(format!("/proc/{pid}/exe"));
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            exe.is_ok_and(|exe| exe != Path::new(env!("CARGO_BIN_EXE_migckpt")))
+                && status.contains("TracerPid:\t0\n")
+        };
+        while !is_let_go() {
+            assert!(Instant::now() < deadline, "it is not restored: {}", self.output());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Lets `change` see the state of every process in the image, and writes it again.
+    pub fn change(&self, change: impl Fn(&mut ProcessImage)) {
+        self.rewrite("img", "img", |images| images.iter_mut().for_each(&change));
+    }
+
+    /// Writes an image again, to another folder, with the states that `change` makes of those it has.
+    pub fn rewrite(&self, from: &str, to: &str, change: impl Fn(&mut Vec<ProcessImage>)) {
+        let old = fs::read(self.path(from).join("process.img")).expect("an image");
+        let mut reader = StreamReader::new(old.as_slice()).expect("starts");
+        let options = Options { compress: Compress::Off };
+        let mut writer = StreamWriter::new(Vec::new(), options).expect("starts");
+        let mut images = reader.states().expect("states");
+        change(&mut images);
+        for image in &images {
+            writer.state(image).expect("written");
+        }
+        loop {
+            match reader.next().expect("whole") {
+                Item::Data { addr, bytes } => writer.data(addr, bytes),
+                Item::Zero { addr, len } => writer.zero(addr, len),
+                Item::Same { addr, len } => writer.same(addr, len),
+                Item::Process(index) => writer.process(index),
+                Item::Object(object) => writer.object(&object),
+                Item::End => break,
+                other => panic!("{other:?} in the image"),
+            }
+            .expect("written");
+        }
+        let new = self.path(to).join("process.img");
+        fs::write(new, writer.finish().expect("ends").0).expect("written");
     }
 
     pub fn output(&self) -> String {

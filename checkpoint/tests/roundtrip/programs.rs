@@ -1,5 +1,5 @@
-//! Real programs, saved and restored in the middle of their work, several times: the output is that
-//! of an undisturbed run.
+//! Works of shells, saved and restored in the middle, several times: the output is that of an
+//! undisturbed run. More programs are in `tests/programs.rs`.
 
 use super::harness::{Case, PROGRAMS, can_run, run};
 use std::fs;
@@ -18,12 +18,7 @@ fn input(path: &Path, lines: u32) {
     fs::write(path, text).expect("writes the input");
 }
 
-/// Runs a program undisturbed, and moved; both write to the standard output.
-fn same_output(name: &str, program: &str, arguments: &[&str], lines: u32, least_moves: u32) {
-    same_output_with(&[], name, program, arguments, lines, least_moves);
-}
-
-/// The same with options of `migckpt dump`.
+/// A shell's work in its own words, five times: the output is the same. With options of `migckpt dump`.
 pub fn same_output_with(
     options: &[&str],
     name: &str,
@@ -88,38 +83,4 @@ pub fn same_output_with(
         "the output differs after {moves} moves; its end: {}",
         String::from_utf8_lossy(&moved[moved.len().saturating_sub(600)..])
     );
-}
-
-#[test]
-fn python_with_a_heap() {
-    let code = "import hashlib\nd={}\nfor i in range(600000):\n  d[i]=str(i*i)\n  if i%60000==0: print(i,flush=True)\n\
-                print(hashlib.sha256(''.join(d.values()).encode()).hexdigest())\nprint(sum(map(len,d.values())))";
-    same_output("python3", "python3", &["-c", code], 10, 2);
-}
-
-#[test]
-fn xz_at_its_best() {
-    same_output("xz", "xz", &["-9", "-T1", "-c", "input"], 150_000, 2);
-}
-
-#[test]
-fn xz_with_threads() {
-    same_output("xz -T2", "xz", &["-6", "-T2", "--block-size=1MiB", "-c", "input"], 150_000, 1);
-}
-
-#[test]
-fn sort_with_temporary_files() {
-    same_output("sort", "sort", &["-S", "1M", "-T", ".", "--parallel=1", "-k3", "input"], 1_200_000, 1);
-}
-
-#[test]
-fn awk_over_a_file() {
-    let code = "{ for (i = 0; i < 25; i++) n[$NF] += length($0) % (i + 2) } END { for (k in n) s += n[k] * length(k); print s, NR }";
-    same_output("awk", "awk", &[code, "input"], 300_000, 1);
-}
-
-#[test]
-fn perl_over_a_file() {
-    let code = "while (<>) { $n{$1} += length for 1; $n{$1}++ while /(\\w+)/g } print map { \"$_ $n{$_}\\n\" } sort keys %n";
-    same_output("perl", "perl", &["-e", code, "input"], 300_000, 1);
 }

@@ -147,6 +147,28 @@ fn a_replaced_file() {
 }
 
 #[test]
+fn a_filter_that_asks_a_supervisor() {
+    if !can_run("a_filter_that_asks_a_supervisor") {
+        return;
+    }
+    let code = "import ctypes, struct, time\nlibc = ctypes.CDLL(None)\n\
+        code = struct.pack('<HBBIHBBIHBBIHBBI', 32, 0, 0, 0, 21, 0, 1, 140, 6, 0, 0, 0x7fc00000, 6, 0, 0, 0x7fff0000)\n\
+        place = ctypes.create_string_buffer(code)\n\
+        program = struct.pack('<QQ', 4, ctypes.addressof(place))\n\
+        libc.prctl(38, 1, 0, 0, 0)\n\
+        assert libc.prctl(22, 2, program, 0, 0) == 0\n\
+        open('ready', 'w'); time.sleep(60)";
+    let case = Case::new();
+    let running = case.start("python3", &["-c", code]);
+    case.await_file("ready");
+    let done = run(&["dump", &running.pid().to_string(), "--to", case.path("img").to_str().expect("UTF-8")]);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(4), "{text}");
+    assert!(text.contains("its seccomp filter asks a supervisor"), "{text}");
+    assert!(exists(running.pid()));
+}
+
+#[test]
 fn through_a_pipe() {
     if !can_run("through_a_pipe") {
         return;
@@ -167,4 +189,44 @@ fn through_a_pipe() {
     assert!(dump.wait().expect("waits").success());
     assert!(restore.wait().expect("waits").success());
     assert_eq!(case.output(), "0\n1\n2\n3\n4\n5\n6\n7\n");
+}
+
+/// What a program in Python has made of itself is named, and it runs on.
+fn refused(name: &str, code: &str, words: &str) {
+    if !can_run(name) {
+        return;
+    }
+    let begin = "import ctypes, os, time\nlibc = ctypes.CDLL(None, use_errno=True)\n";
+    let end = "\nopen('ready', 'w'); time.sleep(60)";
+    let case = Case::new();
+    let running = case.start("python3", &["-c", &format!("{begin}{code}{end}")]);
+    case.await_file("ready");
+    let image = case.path("img");
+    let done = run(&["dump", &running.pid().to_string(), "--to", image.to_str().expect("UTF-8")]);
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && text.contains(words), "{:?}: {text}", done.status.code());
+    assert!(exists(running.pid()));
+    let status = fs::read_to_string(format!("/proc/{}/status", running.pid())).expect("status");
+    assert!(status.contains("TracerPid:\t0") && status.contains("State:\tS"), "{status}");
+}
+
+#[test]
+fn a_local_descriptor_table() {
+    let code = "entry = (ctypes.c_uint * 4)(0, 0, 0xfffff, 0x51)\n\
+        assert libc.syscall(154, 1, ctypes.byref(entry), 16) == 0";
+    refused("a_local_descriptor_table", code, "it has a local descriptor table (modify_ldt)");
+}
+
+#[test]
+fn keys_of_its_own() {
+    let code = "assert libc.syscall(248, b'user', b'a key', b'its value', 9, ctypes.c_long(-2)) > 0";
+    refused("keys_of_its_own", code, "it has keys of its own");
+}
+
+#[test]
+fn calls_that_it_handles_itself() {
+    // The selector allows all of them for now.
+    let code = "selector = ctypes.create_string_buffer(8)\n\
+        assert libc.prctl(59, 1, ctypes.c_long(0), ctypes.c_long(0), ctypes.byref(selector)) == 0";
+    refused("calls_that_it_handles_itself", code, "it handles its own system calls");
 }

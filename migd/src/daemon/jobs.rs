@@ -79,6 +79,11 @@ pub struct Process {
     pub rss_bytes: u64,
     /// Age, ms.
     pub age_ms: u64,
+    /// Its parent at home.
+    pub parent: i32,
+    /// While it is away: the process whose subtree it moved with, perhaps itself. Its shepherd has that
+    /// one's number.
+    pub with: Option<i32>,
     /// The migration it is in.
     pub moving: Option<u64>,
     /// Why it cannot move, as last found.
@@ -187,6 +192,7 @@ impl Jobs {
         self.adopt_descendants(home, stats, &mut look);
         for process in self.processes.values_mut() {
             let Some(stat) = stats.get(&process.kept.pid) else { continue };
+            process.parent = stat.parent;
             if process.comm != stat.comm {
                 process.comm.clone_from(&stat.comm);
                 look.push(stat.pid);
@@ -213,6 +219,9 @@ impl Jobs {
         while let Some(pid) = open.pop() {
             let Some(parent) = self.processes.get(&pid) else { continue };
             let (job, uid, locked) = (parent.kept.job, parent.kept.uid, parent.kept.locked);
+            // A process that is away has no new children at home: what it has went with it, seen for the first
+            // time now.
+            let (away, node) = (parent.with, parent.node.clone());
             for stat in children.get(&pid).into_iter().flatten() {
                 if self.processes.contains_key(&stat.pid) || self.processes.len() >= MAX_PROCESSES {
                     continue;
@@ -220,6 +229,9 @@ impl Jobs {
                 // A lock is the job's own wish (`-L`, `-h`); a pin of the parent alone is not inherited.
                 let asked = self.jobs.get(&job).is_some_and(|job| job.spec.locked || job.spec.home);
                 self.add(home, stat, uid, job, locked && asked, stat.comm.clone());
+                if let Some(process) = self.processes.get_mut(&stat.pid).filter(|_| away.is_some()) {
+                    (process.with, process.node) = (away, node.clone());
+                }
                 look.push(stat.pid);
                 open.push(stat.pid);
             }
@@ -259,6 +271,96 @@ impl Jobs {
             process.kept.last_freeze_ms = Some(freeze_ms);
         }
         self.changed = true;
+    }
+
+    /// These have arrived at `node` together, as the subtree of `root`.
+    pub fn arrived_together(
+        &mut self,
+        home: &str,
+        root: i32,
+        pids: &[i32],
+        node: &str,
+        freeze_ms: Option<f64>,
+        now: Instant,
+    ) {
+        // Who is not among them any more has ended, or is at home.
+        for pid in self.together(root).into_iter().chain([root]).chain(pids.iter().copied()) {
+            let moved = pids.is_empty() || pids.contains(&pid);
+            if let Some(process) = self.processes.get_mut(&pid).filter(|_| moved) {
+                process.with = (node != home).then_some(root);
+                self.arrived(pid, node, freeze_ms, now);
+            }
+        }
+    }
+
+    /// Those that are away with this one.
+    pub fn together(&self, root: i32) -> Vec<i32> {
+        self.processes.values().filter(|p| p.with == Some(root)).map(|p| p.kept.pid).collect()
+    }
+
+    /// Of these, who is no descendant of another of them that is on the same node: who is to be moved
+    /// for all of them to move.
+    pub fn tops(&self, pids: &[i32]) -> Vec<i32> {
+        let mut with: Vec<i32> = Vec::new();
+        let is_top = |pid: i32| {
+            let Some(process) = self.processes.get(&pid) else { return true };
+            let mut above = process.parent;
+            // No longer than there are processes, whatever they say.
+            for _ in 0..self.processes.len() {
+                let Some(parent) = self.processes.get(&above) else { return true };
+                if pids.contains(&above) && parent.node == process.node && parent.with == process.with {
+                    return false;
+                }
+                above = parent.parent;
+            }
+            true
+        };
+        let mut tops: Vec<i32> = pids.iter().copied().filter(|&pid| is_top(pid)).collect();
+        // A subtree that has lost its first process has several, which move together.
+        tops.retain(|pid| {
+            let Some(root) = self.processes.get(pid).and_then(|process| process.with) else { return true };
+            let fresh = !with.contains(&root);
+            with.push(root);
+            fresh
+        });
+        tops
+    }
+
+    /// Descendants of `pid` that are not where it is.
+    pub fn scattered(&self, pid: i32) -> Vec<i32> {
+        let Some(node) = self.processes.get(&pid).map(|process| &process.node) else { return Vec::new() };
+        let mut family = self.family(pid);
+        family.retain(|pid| self.processes.get(pid).is_some_and(|process| process.node != *node));
+        family
+    }
+
+    /// Who moves when `pid` does: those it is away with; at home, it and its descendants there.
+    pub fn moves_with(&self, pid: i32) -> Vec<i32> {
+        let Some(process) = self.processes.get(&pid) else { return Vec::new() };
+        if let Some(root) = process.with {
+            return self.together(root);
+        }
+        let mut family = self.family(pid);
+        family.retain(|pid| self.processes.get(pid).is_some_and(|other| other.node == process.node));
+        family
+    }
+
+    /// A process and its descendants that belong to jobs.
+    fn family(&self, pid: i32) -> Vec<i32> {
+        let mut family = vec![pid];
+        let mut at = 0;
+        while at < family.len() {
+            let children = self.processes.values().filter(|p| p.parent == family[at]).map(|p| p.kept.pid);
+            let fresh: Vec<i32> = children.filter(|child| !family.contains(child)).collect();
+            family.extend(fresh);
+            at += 1;
+        }
+        family
+    }
+
+    /// Whether a process of a job has it as its parent.
+    pub fn has_children(&self, pid: i32) -> bool {
+        self.processes.values().any(|process| process.parent == pid)
     }
 
     /// It came home for a call that can only be made there.
@@ -355,6 +457,8 @@ impl Process {
             cpu_pct: 0.0,
             rss_bytes: stat.rss_bytes,
             age_ms: 0,
+            parent: stat.parent,
+            with: None,
             moving: None,
             cantmove: None,
             moved_at: None,
@@ -447,6 +551,39 @@ mod tests {
         assert!(process.kept.locked && process.kept.migrations == 1 && process.kept.visited == ["n1", "n2"]);
         let stat = stat(12, 1, 5);
         assert_eq!(again.register("n1", &stat, 0, JobSpec::default()), 3, "numbers are not used twice");
+    }
+
+    #[test]
+    fn subtrees_move_together() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        jobs.register("n1", &stat(10, 1, 5), 1000, JobSpec::default());
+        let all = [stat(10, 1, 5), stat(11, 10, 6), stat(12, 11, 7), stat(13, 10, 8)];
+        jobs.scanned("n1", &table(&all), now);
+        assert_eq!(jobs.tops(&[10, 11, 12, 13]), [10]);
+        assert_eq!(jobs.tops(&[11, 12, 13]), [11, 13]);
+        assert!(jobs.has_children(11) && !jobs.has_children(12));
+        jobs.arrived_together("n1", 11, &[11, 12], "n2", Some(1.0), now);
+        assert_eq!(jobs.together(11), [11, 12]);
+        assert_eq!(jobs.tops(&[10, 11, 12, 13]), [10, 11], "those at home, and those away");
+        assert_eq!(jobs.scattered(10), [11, 12]);
+        assert_eq!((jobs.moves_with(10), jobs.moves_with(12)), (vec![10, 13], vec![11, 12]));
+        assert!(jobs.scattered(11).is_empty());
+        // Its first process ends; the other comes home.
+        jobs.scanned("n1", &table(&[stat(10, 1, 5), stat(12, 1, 7)]), now);
+        assert_eq!(jobs.together(11), [12]);
+        jobs.arrived_together("n1", 11, &[12], "n1", None, now);
+        assert_eq!((jobs.processes[&12].with, jobs.processes[&12].node.as_str()), (None, "n1"));
+    }
+
+    #[test]
+    fn children_that_were_born_just_before_a_move_are_away_too() {
+        let (mut jobs, now) = (Jobs::default(), Instant::now());
+        jobs.register("n1", &stat(10, 1, 5), 1000, JobSpec::default());
+        jobs.arrived_together("n1", 10, &[10, 11, 12], "n2", Some(1.0), now);
+        jobs.scanned("n1", &table(&[stat(10, 1, 5), stat(11, 10, 6), stat(12, 11, 7)]), now);
+        assert_eq!(jobs.together(10), [10, 11, 12]);
+        assert!(jobs.processes.values().all(|process| process.node == "n2"));
+        assert_eq!(jobs.tops(&[10, 11, 12]), [10]);
     }
 
     #[test]

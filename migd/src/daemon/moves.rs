@@ -88,7 +88,11 @@ pub type Moving = JoinHandle<Result<MigrationInfo, ApiError>>;
 /// balancer has begun, instead of being refused for it.
 pub async fn settled(daemon: &Daemon, pid: i32, limit: Duration) {
     let deadline = Instant::now() + limit;
-    let moving = || daemon.lock().jobs.processes.get(&pid).is_some_and(|process| process.moving.is_some());
+    let moving = || {
+        let state = daemon.lock();
+        let with = state.jobs.moves_with(pid);
+        with.iter().any(|pid| state.jobs.processes.get(pid).is_some_and(|process| process.moving.is_some()))
+    };
     while moving() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -101,16 +105,26 @@ pub fn begin(daemon: &Arc<Daemon>, wish: Wish) -> Result<(u64, Moving), ApiError
     let what = format!("process {pid} was not moved to {}", wish.to);
     let mut state = daemon.lock();
     let state = &mut *state;
-    let Some(process) = state.jobs.processes.get_mut(&pid) else {
+    // Of a subtree that is away, any of its processes may be named.
+    let known = match state.jobs.processes.contains_key(&pid) {
+        true => Some(pid),
+        false => state.jobs.together(pid).first().copied(),
+    };
+    let Some(process) = known.and_then(|pid| state.jobs.processes.get(&pid)) else {
         return Err(error(ErrorKind::Failed, what, "it has ended", "nothing; see `mosps`"));
     };
-    if let Some(other) = process.moving {
+    let wish = Wish { pid: process.kept.pid, ..wish };
+    let root = process.with.unwrap_or(wish.pid);
+    let family = state.jobs.moves_with(wish.pid);
+    let busy = family.iter().find_map(|pid| Some((*pid, state.jobs.processes.get(pid)?.moving?)));
+    if let Some((who, other)) = busy {
         let to = state.migrations.get(&other).map_or("", |flight| flight.info.to.as_str());
-        let why = format!("it is on its way to {to}");
+        let who = if who == pid { "it".to_string() } else { format!("process {who} of its subtree") };
+        let why = format!("{who} is on its way to {to}");
         return Err(error(ErrorKind::Failed, what, why, "wait for that, and try again"));
     }
     let mut info = MigrationInfo {
-        pid,
+        pid: root,
         job: state.jobs.jobs.get(&process.kept.job).map_or_else(String::new, |job| job.label()),
         from: process.node.clone(),
         to: wish.to.clone(),
@@ -126,15 +140,27 @@ pub fn begin(daemon: &Arc<Daemon>, wish: Wish) -> Result<(u64, Moving), ApiError
     let id = state.next_migration;
     state.next_migration += 1;
     info.id = id;
-    process.moving = Some(id);
-    let flight = InFlight { info, dry_run: wish.dry_run, started: Instant::now(), outcome: None };
+    for pid in family {
+        if let Some(process) = state.jobs.processes.get_mut(&pid) {
+            process.moving = Some(id);
+        }
+    }
+    let flight = InFlight {
+        info,
+        dry_run: wish.dry_run,
+        started: Instant::now(),
+        outcome: None,
+        shepherd: None,
+        taken_up: false,
+    };
     state.migrations.insert(id, flight);
     let daemon = Arc::clone(daemon);
-    Ok((id, tokio::spawn(async move { carry_out(&daemon, id, wish).await })))
+    Ok((id, tokio::spawn(async move { carry_out(&daemon, id, root, wish).await })))
 }
 
-async fn carry_out(daemon: &Arc<Daemon>, id: u64, wish: Wish) -> Result<MigrationInfo, ApiError> {
-    let result = attempt(daemon, id, &wish).await;
+/// `root` is the number of the shepherd.
+async fn carry_out(daemon: &Arc<Daemon>, id: u64, root: i32, wish: Wish) -> Result<MigrationInfo, ApiError> {
+    let result = attempt(daemon, id, root, &wish).await;
     let mut state = daemon.lock();
     let state = &mut *state;
     let Some(mut flight) = state.migrations.remove(&id) else {
@@ -153,11 +179,12 @@ async fn carry_out(daemon: &Arc<Daemon>, id: u64, wish: Wish) -> Result<Migratio
         info.error = Some(error.why.clone());
         tracing::info!(id, pid = wish.pid, to = wish.to, why = error.why, "not moved");
     }
-    if let Some(process) = state.jobs.processes.get_mut(&wish.pid) {
+    for process in state.jobs.processes.values_mut().filter(|process| process.moving == Some(id)) {
         process.moving = None;
         match &result {
-            Err(error) if error.kind == ErrorKind::NotMigratable => {
-                process.cantmove = Some(error.why.clone())
+            // What blocks the whole need not block each of them.
+            Err(error) if error.kind == ErrorKind::NotMigratable && process.kept.pid == wish.pid => {
+                process.cantmove = Some(error.why.clone());
             }
             Ok(_) if wish.cause != Cause::Retreat => process.cantmove = None,
             _ => {}
@@ -191,39 +218,75 @@ pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-async fn attempt(daemon: &Arc<Daemon>, id: u64, wish: &Wish) -> Result<MoveFigures, ApiError> {
+/// A subtree moves whole: descendants that are elsewhere by themselves come home first.
+async fn gather(daemon: &Arc<Daemon>, wish: &Wish) {
+    let scattered = {
+        let state = daemon.lock();
+        let at_home = state.jobs.processes.get(&wish.pid).is_some_and(|p| p.node == daemon.config.name);
+        if at_home { state.jobs.tops(&state.jobs.scattered(wish.pid)) } else { Vec::new() }
+    };
+    for pid in scattered {
+        settled(daemon, pid, wish.limit).await;
+        let to = daemon.config.name.clone();
+        if let Ok((_, ends)) = begin(daemon, Wish { pid, to, dry_run: false, ..wish.clone() }) {
+            // If it cannot come, that blocks the others.
+            let _ = ends.await;
+        }
+    }
+}
+
+async fn attempt(daemon: &Arc<Daemon>, id: u64, root: i32, wish: &Wish) -> Result<MoveFigures, ApiError> {
     let what = format!("process {} was not moved to {}", wish.pid, wish.to);
     let homewards = wish.to == daemon.config.name;
+    if !homewards && wish.cause == Cause::User && !wish.dry_run {
+        Box::pin(gather(daemon, wish)).await;
+    }
     let target = if homewards { None } else { Some(prepare(daemon, wish, &what).await?) };
     let failed = |why: String| {
         error(ErrorKind::Failed, what.clone(), why, "it runs on where it was; see the log of migd")
     };
-    shepherds::ensure_home(daemon, wish.pid)
-        .await
-        .map_err(|error| failed(format!("its shepherd does not start: {error}")))?;
-    let (tell, told) = oneshot::channel();
     let timeout_ms = wish.limit.as_millis() as u64;
-    {
-        let mut state = daemon.lock();
-        if let Some(flight) = state.migrations.get_mut(&id) {
-            flight.outcome = Some(tell);
+    let order = HomeOrder::Move { id, target, dry_run: wish.dry_run, timeout_ms };
+    // One that has just brought it home is still there, and ends before it reads this: another one begins.
+    const SHEPHERDS: usize = 3;
+    for _ in 0..SHEPHERDS {
+        shepherds::ensure_home(daemon, root)
+            .await
+            .map_err(|error| failed(format!("its shepherd does not start: {error}")))?;
+        let (tell, told) = oneshot::channel();
+        if !hand_over(daemon, id, root, order.clone(), tell) {
+            continue;
         }
-        let order = HomeOrder::Move { id, target, dry_run: wish.dry_run, timeout_ms };
-        if !state.homes.get(&wish.pid).is_some_and(|shepherd| shepherd.order(order)) {
-            drop(state);
-            return Err(failed("its shepherd has ended".into()));
-        }
-    }
-    match tokio::time::timeout(wish.limit + GRACE, told).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) => Err(failed("its shepherd ended before it was done".into())),
-        Err(_) => {
-            if let Some(shepherd) = daemon.lock().homes.get(&wish.pid) {
-                shepherd.order(HomeOrder::Cancel { id });
+        match tokio::time::timeout(wish.limit + GRACE, told).await {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(_)) if !daemon.lock().migrations.get(&id).is_some_and(|flight| flight.taken_up) => {}
+            Ok(Err(_)) => return Err(failed("its shepherd ended before it was done".into())),
+            Err(_) => {
+                if let Some(shepherd) = daemon.lock().homes.get(&root) {
+                    shepherd.order(HomeOrder::Cancel { id });
+                }
+                return Err(failed(format!("it took longer than {} s", wish.limit.as_secs())));
             }
-            Err(failed(format!("it took longer than {} s", wish.limit.as_secs())))
         }
     }
+    Err(failed("its shepherd has ended".into()))
+}
+
+/// Gives an order to the shepherd that is there; `false`: there is none that takes it.
+fn hand_over(
+    daemon: &Daemon,
+    id: u64,
+    root: i32,
+    order: HomeOrder,
+    tell: oneshot::Sender<Result<MoveFigures, ApiError>>,
+) -> bool {
+    let mut state = daemon.lock();
+    let shepherd = state.homes.get(&root).cloned();
+    if let Some(flight) = state.migrations.get_mut(&id) {
+        flight.outcome = Some(tell);
+        flight.shepherd.clone_from(&shepherd);
+    }
+    shepherd.is_some_and(|shepherd| shepherd.order(order))
 }
 
 /// Looks for blockers, and asks the target.
@@ -232,7 +295,13 @@ async fn prepare(daemon: &Arc<Daemon>, wish: &Wish, what: &str) -> Result<Target
     let (at_home, uid, rss) = {
         let state = daemon.lock();
         match state.jobs.processes.get(&wish.pid) {
-            Some(process) => (process.node == daemon.config.name, process.kept.uid, process.rss_bytes),
+            Some(process) => {
+                let with = state.jobs.moves_with(wish.pid);
+                let others = with.iter().filter(|pid| **pid != wish.pid);
+                let others = others.filter_map(|pid| state.jobs.processes.get(pid)).map(|p| p.rss_bytes);
+                let bytes = others.sum::<u64>() + process.rss_bytes;
+                (process.node == daemon.config.name, process.kept.uid, bytes)
+            }
             None => {
                 return Err(error(ErrorKind::Failed, what, "it has ended", "nothing; see `mosps`"));
             }

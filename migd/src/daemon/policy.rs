@@ -220,6 +220,12 @@ fn held(state: &State, process: &Process, job: &Job) -> Option<String> {
             why.unwrap_or_else(|| "its last move did not succeed; it is left alone for a while".into()),
         );
     }
+    if state.jobs.has_children(process.kept.pid) {
+        return Some("it has child processes: they move one by one, all together by hand".into());
+    }
+    if let Some(root) = process.with.filter(|root| state.jobs.together(*root).len() > 1) {
+        return Some(format!("it was moved together with others, as the subtree of process {root}"));
+    }
     let limit = job.spec.max_downtime_ms?;
     let settings = &state.policy.settings;
     let freeze_ms = settings

@@ -7,6 +7,7 @@ use super::Daemon;
 use super::moves::{self, Cause};
 use super::processes::Stat;
 use super::rescue;
+use super::state::InFlight;
 use crate::api::{MAX_LINE, ProcessInfo};
 use crate::config::Config;
 use crate::shepherd::control::{EXPELLED, HomeEvent, HomeOrder, HostEvent, HostOrder};
@@ -38,7 +39,7 @@ const ORDERS: usize = 16;
 const SESSION_FD: i32 = 4;
 
 /// A home shepherd.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HomeShepherd {
     orders: mpsc::Sender<HomeOrder>,
 }
@@ -57,6 +58,8 @@ pub struct Guest {
     cpu_pct: f64,
     rss_bytes: u64,
     cpu_ms: Option<(Instant, u64)>,
+    /// The others of its subtree.
+    others: Vec<Guest>,
 }
 
 /// Where the control sockets lie.
@@ -88,7 +91,30 @@ impl Guest {
             cpu_pct: 0.0,
             rss_bytes: 0,
             cpu_ms: None,
+            others: Vec::new(),
         }
+    }
+
+    /// The others of its subtree, by their PIDs at home and here.
+    fn know_others(&mut self, others: Vec<(i32, i32)>) {
+        let home = self.at_home.as_ref().map(|(_, home)| home.clone()).unwrap_or_default();
+        let (uid, user) = (self.uid, self.user.clone());
+        let mut known = std::mem::take(&mut self.others);
+        self.others = others
+            .into_iter()
+            .map(|(at_home, pid)| match known.iter().position(|guest| guest.pid == Some(pid)) {
+                Some(at) => known.swap_remove(at),
+                None => Guest {
+                    at_home: Some((at_home, home.clone())),
+                    pid: Some(pid),
+                    uid,
+                    user: user.clone(),
+                    state: "running".into(),
+                    command: super::processes::command_line(pid),
+                    ..Guest::new()
+                },
+            })
+            .collect();
     }
 
     /// Asks home to take it back. `false`: its shepherd cannot be told.
@@ -98,6 +124,9 @@ impl Guest {
 
     /// What `/proc` here says of it.
     pub fn sampled(&mut self, stats: &BTreeMap<i32, Stat>) {
+        for other in &mut self.others {
+            other.sampled(stats);
+        }
         let Some(stat) = self.pid.and_then(|pid| stats.get(&pid)) else { return };
         self.rss_bytes = stat.rss_bytes;
         let now = Instant::now();
@@ -108,8 +137,16 @@ impl Guest {
         self.cpu_ms = Some((now, stat.cpu_ms));
     }
 
-    /// For lists; `None` while it is not known who it is.
-    pub fn info(&self, here: &str) -> Option<ProcessInfo> {
+    /// For lists, a line a process.
+    pub fn infos(&self, here: &str) -> Vec<ProcessInfo> {
+        // Once it is known to run, one that does not is gone and its children go on.
+        let gone = self.pid.is_none() && !self.others.is_empty();
+        let own = (!gone).then(|| self.info(here)).flatten();
+        own.into_iter().chain(self.others.iter().filter_map(|other| other.info(here))).collect()
+    }
+
+    /// `None` while it is not known who it is.
+    fn info(&self, here: &str) -> Option<ProcessInfo> {
         let (pid, home) = self.at_home.clone()?;
         Some(ProcessInfo {
             pid,
@@ -292,8 +329,11 @@ fn attach_home(daemon: &Arc<Daemon>, pid: i32, stream: UnixStream) {
             if state.homes.get(&pid).is_some_and(|shepherd| shepherd.orders.same_channel(&ours)) {
                 state.homes.remove(&pid);
             }
-            // Whoever waits for a move hears, by the sender's end, that nobody will tell.
-            for flight in state.migrations.values_mut().filter(|flight| flight.info.pid == pid) {
+            // Whoever waits for a move of its hears, by the sender's end, that nobody will tell.
+            let its = |flight: &&mut InFlight| {
+                flight.shepherd.as_ref().is_some_and(|shepherd| shepherd.orders.same_channel(&ours))
+            };
+            for flight in state.migrations.values_mut().filter(its) {
                 flight.outcome = None;
             }
         }
@@ -313,24 +353,26 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
         HomeEvent::Ready => {}
         HomeEvent::Progress { id, phase, bytes, wire_bytes } => {
             if let Some(flight) = state.flight(id, pid) {
+                flight.taken_up = true;
                 flight.info.phase = phase;
                 flight.info.bytes = bytes;
                 flight.info.wire_bytes = wire_bytes;
             }
         }
-        HomeEvent::Moved { id, node, figures } => {
+        HomeEvent::Moved { id, node, figures, pids } => {
             let (mut dry_run, mut freeze_ms, mut outcome) = (false, None, None);
             if let Some(flight) = state.flight(id, pid) {
                 dry_run = flight.dry_run;
                 freeze_ms = Some(figures.freeze_us as f64 / 1000.0);
                 outcome = flight.outcome.take();
+                flight.info.pids.clone_from(&pids);
             }
             if !dry_run {
                 let state = &mut *state;
                 if let Some(process) = state.jobs.processes.get(&pid).filter(|_| freeze_ms.is_some()) {
                     state.policy.arrived(&process.node, &node, process);
                 }
-                state.jobs.arrived(pid, &node, freeze_ms, now);
+                state.jobs.arrived_together(&daemon.config.name, pid, &pids, &node, freeze_ms, now);
             }
             if let Some(outcome) = outcome {
                 let _ = outcome.send(Ok(figures));
@@ -345,12 +387,14 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
             tracing::info!(pid, reason, "comes home");
             let expelled = reason == EXPELLED;
             if !expelled {
-                state.jobs.retreated(pid, &reason, now);
+                for pid in state.jobs.together(pid) {
+                    state.jobs.retreated(pid, &reason, now);
+                }
             }
             drop(state);
             moves::retreat(daemon, pid, if expelled { Cause::Expel } else { Cause::Retreat });
         }
-        HomeEvent::GuestStat { cpu_ms, rss_bytes, state: letter } => {
+        HomeEvent::GuestStat { pid, cpu_ms, rss_bytes, state: letter } => {
             if let Some(process) = state.jobs.processes.get_mut(&pid) {
                 process.rss_bytes = rss_bytes;
                 process.state = letter;
@@ -367,7 +411,8 @@ fn home_event(daemon: &Arc<Daemon>, pid: i32, event: HomeEvent) {
                 tracing::error!(pid, detail, "a process was lost with its host node");
             } else if how == "home" {
                 let home = daemon.config.name.clone();
-                state.jobs.arrived(pid, &home, None, now);
+                let pids = state.jobs.together(pid);
+                state.jobs.arrived_together(&home, pid, &pids, &home, None, now);
             }
         }
     }
@@ -383,11 +428,12 @@ async fn serve_host(daemon: &Arc<Daemon>, token: String, stream: UnixStream) {
     let mut reader = BufReader::new(reader);
     while let Some(event) = next_event::<HostEvent>(&mut reader).await {
         match event {
-            HostEvent::Guest { home_pid, home, pid, uid, state, command } => {
+            HostEvent::Guest { home_pid, home, pid, uid, state, command, others } => {
                 let user = tokio::task::spawn_blocking(move || super::sampler::user_name(uid)).await;
                 if let Some(guest) = daemon.lock().guests.get_mut(&token) {
                     guest.at_home = Some((home_pid, home));
-                    guest.pid = pid.or(guest.pid);
+                    guest.pid = pid;
+                    guest.know_others(others);
                     (guest.uid, guest.state, guest.command) = (uid, state, command);
                     guest.user = user.unwrap_or_else(|_| uid.to_string());
                 }

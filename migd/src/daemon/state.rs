@@ -51,6 +51,10 @@ pub struct InFlight {
     pub started: Instant,
     /// Who waits for its end.
     pub outcome: Option<oneshot::Sender<Result<MoveFigures, crate::api::ApiError>>>,
+    /// Who was told to do it.
+    pub shepherd: Option<HomeShepherd>,
+    /// That one has begun with it.
+    pub taken_up: bool,
 }
 
 /// See the module.
@@ -181,7 +185,7 @@ impl State {
         let home = &self.own.name;
         let mut processes: Vec<_> =
             self.jobs.processes.values().map(|process| self.jobs.info(home, process)).collect();
-        processes.extend(self.guests.values().filter_map(|guest| guest.info(home)));
+        processes.extend(self.guests.values().flat_map(|guest| guest.infos(home)));
         let in_flight = self.migrations.values().map(|flight| MigrationInfo {
             total_ms: flight.started.elapsed().as_secs_f64() * 1000.0,
             ..flight.info.clone()

@@ -153,6 +153,7 @@ async fn migrate(
     answers: &Answers,
 ) -> Answered {
     let pids = daemon.find_processes(caller, &request.what)?;
+    let pids = daemon.lock().jobs.tops(&pids);
     let destination = daemon.lock().destination(&request.to)?;
     let limit = request.timeout_ms.map_or(moves::MOVE_LIMIT, Duration::from_millis);
     let mut moving: Vec<(i32, u64, Moving)> = Vec::new();
@@ -223,18 +224,25 @@ async fn finish(
 async fn explain(daemon: &Arc<Daemon>, caller: Caller, what: &str, to: &str) -> Answered {
     let pids = daemon.find_processes(caller, what)?;
     let destination = daemon.lock().destination(to)?;
-    let Some(pid) = pids.first().copied() else {
+    let Some(pid) = daemon.lock().jobs.tops(&pids).first().copied() else {
         return Err(error(ErrorKind::Failed, format!("there is no {what}"), "it has ended", "see `mosps`"));
     };
     let to = node_for(daemon, pid, &destination).unwrap_or_else(|| daemon.config.name.clone());
     let away = {
         let state = daemon.lock();
-        state.jobs.processes.get(&pid).filter(|p| p.node != daemon.config.name).map(|p| p.rss_bytes)
+        let process = state.jobs.processes.get(&pid).filter(|p| p.node != daemon.config.name);
+        process.map(|process| {
+            let pids = state.jobs.together(process.with.unwrap_or(pid));
+            let all = pids.iter().filter_map(|pid| state.jobs.processes.get(pid));
+            (all.map(|process| process.rss_bytes).sum::<u64>(), pids)
+        })
     };
+    let at_home = away.is_none();
     // A guest was looked at when it left; what it has since it has there.
     let explanation = match away {
-        Some(bytes) => Explanation {
+        Some((bytes, pids)) => Explanation {
             pid,
+            pids,
             to,
             blockers: Vec::new(),
             predicted_bytes: bytes,
@@ -244,7 +252,7 @@ async fn explain(daemon: &Arc<Daemon>, caller: Caller, what: &str, to: &str) -> 
         None => moves::look(pid, &to).await?,
     };
     if let Some(process) = daemon.lock().jobs.processes.get_mut(&pid)
-        && away.is_none()
+        && at_home
     {
         let words: Vec<&str> = explanation.blockers.iter().map(|blocker| blocker.what.as_str()).collect();
         process.cantmove = (!words.is_empty()).then(|| words.join("; "));
@@ -258,10 +266,14 @@ async fn pin(daemon: &Arc<Daemon>, caller: Caller, what: &str, node: Option<&str
         None => None,
         Some(node) => Some(daemon.lock().destination(node)?),
     };
+    let tops = daemon.lock().jobs.tops(&pids);
     for pid in pids {
         // Pinned first, so that the balancer does not take it away in between.
         daemon.lock().jobs.set_locked(pid, true);
         daemon.save_now.notify_one();
+        if !tops.contains(&pid) {
+            continue;
+        }
         let Some(to) = to.as_ref().and_then(|to| node_for(daemon, pid, to)) else { continue };
         let wish = Wish { pid, to, cause: Cause::User, dry_run: false, limit: moves::MOVE_LIMIT };
         moves::settled(daemon, pid, moves::MOVE_LIMIT).await;

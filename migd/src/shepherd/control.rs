@@ -132,6 +132,9 @@ pub enum HomeEvent {
         node: String,
         /// What it took.
         figures: MoveFigures,
+        /// The processes that moved together, by their PIDs at home, parents first.
+        #[serde(default)]
+        pids: Vec<i32>,
     },
     /// A migration has failed; the process runs where it was.
     MoveFailed {
@@ -146,8 +149,10 @@ pub enum HomeEvent {
         /// The system call or condition, for `why` and the history.
         reason: String,
     },
-    /// How the guest is doing, about once a second.
+    /// How a guest is doing, about once a second.
     GuestStat {
+        /// PID at home.
+        pid: i32,
         /// User and system CPU time it has used where it runs, ms.
         cpu_ms: u64,
         /// Resident bytes there.
@@ -202,6 +207,9 @@ pub enum HostEvent {
         state: String,
         /// Its command line.
         command: String,
+        /// The others of its subtree: PID at home, PID here.
+        #[serde(default)]
+        others: Vec<(i32, i32)>,
     },
     /// It has left or ended; the shepherd exits now.
     Gone {

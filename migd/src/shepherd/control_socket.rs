@@ -47,8 +47,8 @@ impl ControlEvent for HomeEvent {
         match self {
             HomeEvent::Ready => Keep::Latest("0 ready"),
             HomeEvent::Moved { .. } => Keep::Latest("1 moved"),
-            HomeEvent::GuestStat { .. } => Keep::Latest("2 stat"),
-            HomeEvent::Progress { .. } => Keep::Drop,
+            // The next one comes soon.
+            HomeEvent::GuestStat { .. } | HomeEvent::Progress { .. } => Keep::Drop,
             HomeEvent::MoveFailed { .. } | HomeEvent::Retreat { .. } | HomeEvent::Gone { .. } => Keep::Queue,
         }
     }
@@ -229,8 +229,18 @@ mod tests {
         })
         .expect("starts");
         server.send(&HomeEvent::Ready);
-        server.send(&HomeEvent::Moved { id: 1, node: "a".into(), figures: MoveFigures::default() });
-        server.send(&HomeEvent::Moved { id: 2, node: "b".into(), figures: MoveFigures::default() });
+        server.send(&HomeEvent::Moved {
+            id: 1,
+            node: "a".into(),
+            figures: MoveFigures::default(),
+            pids: vec![],
+        });
+        server.send(&HomeEvent::Moved {
+            id: 2,
+            node: "b".into(),
+            figures: MoveFigures::default(),
+            pids: vec![],
+        });
         server.send(&HomeEvent::Retreat { reason: "fork".into() });
 
         let mut first = UnixStream::connect(&path).expect("connects");

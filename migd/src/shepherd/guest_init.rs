@@ -1,4 +1,5 @@
-//! The house of a guest: namespaces, a root and a PID 1 on the host node, in which one guest lives.
+//! The house of a guest: namespaces, a root and a PID 1 on the host node, in which the guests
+//! of one subtree live.
 //!
 //! The host shepherd starts `migd shepherd guest-init` (a fresh process with one thread, as it
 //! forks) with a socket as standard input and `/dev/fuse` as standard output, and serves the other
@@ -14,7 +15,8 @@
 //! | `house` | the shepherd's handle |
 //! | `protocol` | what the two say to each other |
 //! | `namespaces`, `mounts` | names, clocks, network; `/`, `/dev`, `/proc` |
-//! | `files` | the guest's descriptors |
+//! | `family` | the guests' processes: parents, sessions, groups, zombies |
+//! | `files` | their descriptors |
 //! | `init` | PID 1: starts the leader, reaps, reports |
 //!
 //! It rebuilds no process: the leader it starts has the right PID, files and parent, and runs
@@ -23,6 +25,7 @@
 //! When the shepherd dies, all die: guest-init and PID 1 ask for SIGKILL at their parent's death,
 //! PID 1 leaves when its socket closes, and the kernel ends a PID namespace with its PID 1.
 
+mod family;
 mod files;
 mod house;
 mod init;
@@ -30,6 +33,7 @@ mod mounts;
 mod namespaces;
 mod protocol;
 
+pub use family::join_groups;
 pub use house::{GuestHouse, HouseError, HouseEvent};
 pub use init::main;
 pub use protocol::Setup;

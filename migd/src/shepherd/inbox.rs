@@ -75,7 +75,7 @@ impl<T> Inbox<T> {
     }
 
     /// Waits until there is something: an event, a SIGCHLD, something readable on `more`, or time out.
-    pub fn wait(&self, until: Instant, more: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    pub fn wait(&self, until: Instant, more: &[BorrowedFd<'_>]) -> io::Result<()> {
         if !self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             return Ok(());
         }
@@ -85,7 +85,7 @@ impl<T> Inbox<T> {
             PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
         ];
-        fds.extend(more.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        fds.extend(more.iter().map(|&fd| PollFd::new(fd, PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),

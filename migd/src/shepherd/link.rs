@@ -32,12 +32,16 @@ pub const MAX_FRAME: usize = 2 << 20;
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// How long connecting and the handshake may take.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the peer's last words are waited for when nothing more can be sent.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
 /// Frames waiting to be sent before a sender has to wait.
 const SEND_QUEUE: usize = 64;
 /// Image bytes that may be on their way.
 const IMAGE_WINDOW: usize = 16 << 20;
 /// Size of an image frame's body.
 const IMAGE_FRAME: usize = 256 << 10;
+/// Bytes of a move's number at the beginning of each.
+const EPOCH: usize = 8;
 const MAGIC: &[u8; 4] = b"mgL1";
 const HEADER: usize = 16;
 
@@ -77,6 +81,14 @@ pub trait LinkSink: Send {
 pub struct Link {
     queue: mpsc::Sender<(Channel, Vec<u8>)>,
     closed: Arc<AtomicBool>,
+    over: Arc<Over>,
+}
+
+/// Whether the connection is closed.
+#[derive(Default)]
+struct Over {
+    is: Mutex<bool>,
+    changed: Condvar,
 }
 
 impl Link {
@@ -91,11 +103,19 @@ impl Link {
         self.queue.blocking_send((channel, body)).map_err(|_| io::ErrorKind::NotConnected.into())
     }
 
-    /// Ends the link; the sink gets `lost`.
+    /// Ends the link when all is sent that waits to be; nothing that still arrives is heard. The sink gets `lost`.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         // Wakes the writer; a full queue does it as well.
         let _ = self.queue.try_send((Channel::Alive, Vec::new()));
+    }
+
+    /// Waits until a link that was closed here is closed by the peer too, as it is when it has read all: whoever
+    /// ends before takes what the peer has not read away from it (a socket closed with data unread sends a
+    /// reset, RFC 1122, 4.2.2.13).
+    pub fn await_end(&self, limit: Duration) {
+        let is = self.over.is.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.over.changed.wait_timeout_while(is, limit, |over| !*over));
     }
 
     /// Makes a link as the TLS client. Returns when the peer has proved to be of the cluster.
@@ -146,6 +166,8 @@ where
     let (ready, is_ready) = std_mpsc::channel::<io::Result<()>>();
     let (arrivals, arrived) = std_mpsc::channel::<Arrival>();
     let flag = Arc::clone(&closed);
+    let over = Arc::<Over>::default();
+    let is_over = Arc::clone(&over);
     std::thread::Builder::new().name("link".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = match runtime {
@@ -162,11 +184,20 @@ where
             };
             let _ = ready.send(Ok(()));
             let (reader, writer) = tokio::io::split(tls);
+            let mut receiving = std::pin::pin!(receive(reader, silence_limit, &arrivals, &flag));
             let result = tokio::select! {
-                result = receive(reader, silence_limit, &arrivals) => result,
-                result = transmit(writer, outgoing, &flag) => result,
+                result = &mut receiving => result,
+                sent = transmit(writer, outgoing, &flag) => {
+                    // A peer that has said all closes, and nothing can be sent to it any more: what it has said
+                    // is still to be read. And if it was closed here, the peer's close is its word that it has
+                    // read all.
+                    let received = tokio::time::timeout(LAST_WORDS_LIMIT, receiving).await;
+                    received.ok().and_then(Result::err).map_or(sent, Err)
+                }
             };
             flag.store(true, Ordering::Release);
+            *is_over.is.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            is_over.changed.notify_all();
             let why = result.err().map_or("closed".into(), |error| error.to_string());
             let _ = arrivals.send(Arrival::Lost(why));
         });
@@ -180,13 +211,14 @@ where
             }
         }
     })?;
-    Ok(Link { queue, closed })
+    Ok(Link { queue, closed, over })
 }
 
 async fn receive<R: AsyncRead>(
     reader: R,
     silence_limit: Duration,
     arrivals: &std_mpsc::Sender<Arrival>,
+    closed: &AtomicBool,
 ) -> io::Result<()> {
     let mut reader = Box::pin(tokio::io::BufReader::with_capacity(512 << 10, reader));
     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the peer is silent");
@@ -199,7 +231,9 @@ async fn receive<R: AsyncRead>(
         if crc32c::crc32c(&body) != crc {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame's checksum is wrong"));
         }
-        if channel != Channel::Alive && arrivals.send(Arrival::Frame(channel, body)).is_err() {
+        // Who was shut out is not heard any more.
+        let heard = channel != Channel::Alive && !closed.load(Ordering::Acquire);
+        if heard && arrivals.send(Arrival::Frame(channel, body)).is_err() {
             return Ok(());
         }
     }
@@ -226,18 +260,23 @@ async fn transmit<W: AsyncWrite>(
 ) -> io::Result<()> {
     let mut writer = Box::pin(tokio::io::BufWriter::with_capacity(512 << 10, writer));
     loop {
-        let next = tokio::time::timeout(ALIVE_EVERY, outgoing.recv()).await;
-        let frame = match next {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return Ok(()),
-            Err(_) => (Channel::Alive, Vec::new()),
-        };
+        // Asked before the queue is emptied: what was sent before the close is in it by then.
+        let mut last = closed.load(Ordering::Acquire);
+        let mut frame = (Channel::Alive, Vec::new());
+        if !last {
+            match tokio::time::timeout(ALIVE_EVERY, outgoing.recv()).await {
+                Ok(Some(next)) => frame = next,
+                Ok(None) => return Ok(()),
+                Err(_) => {}
+            }
+            last = closed.load(Ordering::Acquire);
+        }
         write_frame(&mut writer, &frame).await?;
         while let Ok(frame) = outgoing.try_recv() {
             write_frame(&mut writer, &frame).await?;
         }
         writer.flush().await?;
-        if closed.load(Ordering::Acquire) {
+        if last {
             let _ = writer.shutdown().await;
             return Ok(());
         }
@@ -304,11 +343,13 @@ impl Credits {
     }
 }
 
-/// Writes an image stream into a link.
+/// Writes an image stream into a link. Each frame begins with the number of its move: what is still under way of
+/// one that was given up is not taken for the next.
 pub struct ImageWriter {
     link: Link,
     credits: Arc<Credits>,
     stall_limit: Duration,
+    epoch: u64,
     buffer: Vec<u8>,
     /// Bytes sent.
     pub sent: u64,
@@ -316,10 +357,17 @@ pub struct ImageWriter {
 
 impl ImageWriter {
     /// Gives up when the peer takes nothing for `stall_limit`.
-    pub fn new(link: Link, credits: Arc<Credits>, stall_limit: Duration) -> ImageWriter {
+    pub fn new(link: Link, credits: Arc<Credits>, epoch: u64, stall_limit: Duration) -> ImageWriter {
         credits.reset();
-        ImageWriter { link, credits, stall_limit, buffer: Vec::with_capacity(IMAGE_FRAME), sent: 0 }
+        ImageWriter { link, credits, stall_limit, epoch, buffer: frame_of(epoch), sent: 0 }
     }
+}
+
+/// An empty frame.
+fn frame_of(epoch: u64) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(IMAGE_FRAME);
+    frame.extend_from_slice(&epoch.to_le_bytes());
+    frame
 }
 
 impl Write for ImageWriter {
@@ -334,10 +382,10 @@ impl Write for ImageWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
+        if self.buffer.len() == EPOCH {
             return Ok(());
         }
-        let body = std::mem::replace(&mut self.buffer, Vec::with_capacity(IMAGE_FRAME));
+        let body = std::mem::replace(&mut self.buffer, frame_of(self.epoch));
         self.credits.take(body.len(), self.stall_limit)?;
         self.sent += body.len() as u64;
         self.link.send(Channel::Image, body)
@@ -399,27 +447,100 @@ pub struct ImageReader {
     link: Link,
     queue: Arc<ImageQueue>,
     stall_limit: Duration,
+    epoch: u64,
     frame: Vec<u8>,
     at: usize,
 }
 
 impl ImageReader {
     /// Gives up when nothing arrives for `stall_limit`.
-    pub fn new(link: Link, queue: Arc<ImageQueue>, stall_limit: Duration) -> ImageReader {
-        ImageReader { link, queue, stall_limit, frame: Vec::new(), at: 0 }
+    pub fn new(link: Link, queue: Arc<ImageQueue>, epoch: u64, stall_limit: Duration) -> ImageReader {
+        ImageReader { link, queue, stall_limit, epoch, frame: Vec::new(), at: 0 }
     }
 }
 
 impl Read for ImageReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if self.at == self.frame.len() {
-            self.frame = self.queue.pop(self.stall_limit)?;
-            self.at = 0;
+            self.frame = loop {
+                let frame = self.queue.pop(self.stall_limit)?;
+                match frame.first_chunk() {
+                    Some(&epoch) if u64::from_le_bytes(epoch) == self.epoch => break frame,
+                    // Of a move that was given up: its sender counts on no credit for it any more.
+                    _ => {}
+                }
+            };
+            self.at = EPOCH;
             self.link.send(Channel::Credit, (self.frame.len() as u32).to_le_bytes().to_vec())?;
         }
         let n = out.len().min(self.frame.len() - self.at);
         out[..n].copy_from_slice(&self.frame[self.at..self.at + n]);
         self.at += n;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// Tells what has come when the link is lost.
+    struct Collector {
+        numbers: Vec<u32>,
+        lost: std_mpsc::Sender<Vec<u32>>,
+    }
+
+    impl LinkSink for Collector {
+        fn frame(&mut self, channel: Channel, body: Vec<u8>) {
+            if channel == Channel::Control {
+                self.numbers.push(u32::from_le_bytes(body.try_into().expect("four bytes")));
+            }
+        }
+
+        fn lost(&mut self, _: String) {
+            // The test may have ended.
+            let _ = self.lost.send(std::mem::take(&mut self.numbers));
+        }
+    }
+
+    fn end_of(stream: TcpStream) -> (Link, std_mpsc::Receiver<Vec<u32>>) {
+        let (lost, is_lost) = std_mpsc::channel();
+        let sink = Box::new(Collector { numbers: Vec::new(), lost });
+        let plain = async |stream| Ok::<tokio::net::TcpStream, io::Error>(stream);
+        (start(stream, Duration::from_secs(10), sink, plain).expect("a link"), is_lost)
+    }
+
+    #[test]
+    fn last_words_arrive_although_the_other_is_still_speaking() {
+        for _ in 0..20 {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+            let dialled = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
+            let (host, _) = end_of(listener.accept().expect("a connection").0);
+            let (home, heard) = end_of(dialled);
+            let speaker =
+                std::thread::spawn(move || while home.send(Channel::Home, vec![7; 64 << 10]).is_ok() {});
+            for number in 0..500u32 {
+                host.send(Channel::Control, number.to_le_bytes().to_vec()).expect("is sent");
+            }
+            host.close();
+            let waited = std::time::Instant::now();
+            host.await_end(Duration::from_secs(30));
+            assert!(waited.elapsed() < Duration::from_secs(25), "the other end has not closed");
+            assert_eq!(heard.recv().expect("is told"), (0..500).collect::<Vec<u32>>());
+            speaker.join().expect("ends when the link does");
+        }
+    }
+
+    #[test]
+    fn who_was_shut_out_is_not_heard() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let dialled = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
+        let (host, _) = end_of(listener.accept().expect("a connection").0);
+        let (home, heard) = end_of(dialled);
+        home.close();
+        // Whether it can still be sent or not.
+        let _ = host.send(Channel::Control, 1u32.to_le_bytes().to_vec());
+        assert!(heard.recv().expect("is told").is_empty());
     }
 }

@@ -1,11 +1,11 @@
 //! What is asked about a process before and during a move, without stopping it.
 
 use crate::api::{Blocker, Explanation};
-use checkpoint::image::ProcessImage;
+use checkpoint::image::{FileKind, ProcessImage};
 use checkpoint::inventory::{self, InventoryError, Rules};
 use checkpoint::proc::status::{Stat, Status};
+use checkpoint::sys::time_namespace::{Offsets, clocks_ns};
 use checkpoint::tracee::Tracee;
-use nix::time::{ClockId, clock_gettime};
 use std::fs;
 use std::io;
 
@@ -13,36 +13,97 @@ use std::io;
 const ASSUMED_RATE: u64 = 600 << 20;
 /// Freeze time that does not depend on the memory, ms.
 const FIXED_MS: u64 = 15;
+/// Pauses before a family with something in its way is looked at again, ms.
+const LOOK_AGAIN_MS: [u64; 3] = [5, 20, 50];
 
 fn named(blockers: Vec<inventory::Blocker>) -> Vec<Blocker> {
     blockers.into_iter().map(|b| Blocker { kind: b.kind.into(), what: b.what }).collect()
 }
 
-/// Why a process cannot be moved; empty: it can.
-pub fn blockers(pid: i32) -> Result<Vec<Blocker>, InventoryError> {
-    Ok(named(inventory::inspect(pid, Rules::Homed)?.blockers))
+/// What each of a process and its descendants has.
+type Found = Vec<(i32, inventory::Inventory)>;
+
+/// What a process and its descendants have, which are to be moved together, and what blocks them. A
+/// family in motion is never seen at one moment: what is in the way counts if it is there each time.
+fn inspect(pid: i32) -> Result<(Found, Vec<Blocker>), InventoryError> {
+    let mut found = inventory::inspect_tree(pid, Rules::Homed)?;
+    let mut blockers = of_all(pid, &found);
+    for pause_ms in LOOK_AGAIN_MS {
+        if blockers.is_empty() || found.len() == 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+        found = inventory::inspect_tree(pid, Rules::Homed)?;
+        let now = of_all(pid, &found);
+        blockers.retain(|blocker| now.contains(blocker));
+    }
+    Ok((found, blockers))
 }
 
-/// The same of an image that was just read.
-pub fn blockers_of_image(image: &ProcessImage) -> Vec<Blocker> {
-    let mut blockers = named(inventory::image_blockers(image, Rules::Homed));
-    if image.fs.cwd_deleted {
-        let what =
-            format!("its working directory {} has been removed", String::from_utf8_lossy(&image.fs.cwd));
-        blockers.push(Blocker { kind: "fd".into(), what });
+/// All blockers; those of a descendant name it.
+fn of_all(root: i32, found: &Found) -> Vec<Blocker> {
+    let mut out = Vec::new();
+    for (pid, inventory) in found {
+        let blockers = named(inventory.blockers.clone()).into_iter();
+        out.extend(blockers.map(|blocker| of_one(root, *pid, blocker)));
     }
-    blockers
+    out
+}
+
+fn of_one(root: i32, pid: i32, blocker: Blocker) -> Blocker {
+    if pid == root {
+        return blocker;
+    }
+    Blocker { what: format!("its descendant {pid}: {}", blocker.what), ..blocker }
+}
+
+/// Why a process with its descendants cannot be moved; empty: it can.
+pub fn blockers(pid: i32) -> Result<Vec<Blocker>, InventoryError> {
+    Ok(inspect(pid)?.1)
+}
+
+/// The same of images that were just read.
+pub fn blockers_of_images(images: &[ProcessImage]) -> Vec<Blocker> {
+    let root = images.first().map_or(0, |image| image.pid);
+    let mut out = Vec::new();
+    for image in images {
+        let mut blockers = named(inventory::image_blockers(image, Rules::Homed));
+        if image.fs.cwd_deleted {
+            let what =
+                format!("its working directory {} has been removed", String::from_utf8_lossy(&image.fs.cwd));
+            blockers.push(Blocker { kind: "fd".into(), what });
+        }
+        if image.files.files.iter().any(|file| file.shared != 0 && !carried_shared(&file.kind)) {
+            let what = "it shares a kernel object (epoll) with another process".to_string();
+            blockers.push(Blocker { kind: "fd".into(), what });
+        }
+        out.extend(blockers.into_iter().map(|blocker| of_one(root, image.pid, blocker)));
+    }
+    let tables: Vec<_> = images.iter().map(|image| (&image.files, image.mm.vmas.as_slice())).collect();
+    for (image, blockers) in images.iter().zip(inventory::objects::open_as_well(&tables)) {
+        out.extend(named(blockers).into_iter().map(|blocker| of_one(root, image.pid, blocker)));
+    }
+    out
+}
+
+/// What can be opened before the processes that inherit it. The kernel knows an epoll's targets by
+/// their numbers in one table.
+fn carried_shared(kind: &FileKind) -> bool {
+    !matches!(kind, FileKind::Epoll { .. })
 }
 
 /// Blockers and a prediction, for `migrate --explain`.
 pub fn explain(pid: i32, to: &str) -> Result<Explanation, InventoryError> {
-    let found = inventory::inspect(pid, Rules::Homed)?;
-    let ms = found.bytes * 1000 / ASSUMED_RATE + FIXED_MS;
+    let (found, blockers) = inspect(pid)?;
+    let bytes = found.iter().map(|(_, inventory)| inventory.bytes).sum::<u64>();
+    let pids = found.iter().map(|(pid, _)| *pid).collect();
+    let ms = bytes * 1000 / ASSUMED_RATE + FIXED_MS;
     Ok(Explanation {
         pid,
+        pids,
         to: to.into(),
-        blockers: named(found.blockers),
-        predicted_bytes: found.bytes,
+        blockers,
+        predicted_bytes: bytes,
         predicted_ms: ms,
         // Stop and copy: it stands still all the while.
         predicted_freeze_ms: ms,
@@ -102,12 +163,16 @@ pub fn utsname() -> (Vec<u8>, Vec<u8>) {
     (host, if domain == b"(none)" { Vec::new() } else { domain.to_vec() })
 }
 
-/// CLOCK_MONOTONIC and CLOCK_BOOTTIME here and now, ns.
-pub fn clocks_ns() -> (u64, u64) {
-    let read = |clock| {
-        clock_gettime(clock).map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
-    };
-    (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_BOOTTIME))
+/// CLOCK_MONOTONIC and CLOCK_BOOTTIME now, ns, as process `pid` sees them, which may be in another time
+/// namespace than we are.
+pub fn clocks_of_ns(pid: i32) -> (u64, u64) {
+    let offsets = |pid| Offsets::of(pid).unwrap_or_default();
+    let (theirs, ours) = (offsets(pid), offsets(std::process::id() as i32));
+    let (monotonic, boottime) = clocks_ns();
+    (
+        monotonic.saturating_add_signed(theirs.monotonic_ns.saturating_sub(ours.monotonic_ns)),
+        boottime.saturating_add_signed(theirs.boottime_ns.saturating_sub(ours.boottime_ns)),
+    )
 }
 
 /// `kernel.pid_max` here.
@@ -121,6 +186,12 @@ pub fn pid_max() -> i32 {
 pub fn tid_base(pid: i32, pid_max: i32) -> i32 {
     let half = pid_max / 2;
     half + (i64::from(pid) * 256 % i64::from(half - 1024).max(1)) as i32
+}
+
+/// How a zombie ended: its raw wait status.
+pub fn exit_status(pid: i32) -> Option<i32> {
+    let stat = Stat::read(pid).ok()?;
+    (stat.field(3)? == "Z").then_some(stat.number(52)? as i32)
 }
 
 /// CPU time used (ms), resident bytes, state.

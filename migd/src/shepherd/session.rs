@@ -20,7 +20,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages; the two must be equal.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 3;
 
 /// From the home shepherd to a host shepherd.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,8 +29,10 @@ pub enum ToHost {
     Welcome(Box<Welcome>),
     /// A step of a move.
     Move(Step),
-    /// Pass a signal on to the guest, with its siginfo; to one thread if `tid` is given.
+    /// Pass a signal on to a guest, with its siginfo; to one thread if `tid` is given.
     Signal {
+        /// Which of the subtree: PID at home.
+        pid: i32,
         /// TID (the same here and at home).
         tid: Option<i32>,
         /// `siginfo_t`.
@@ -38,6 +40,8 @@ pub enum ToHost {
     },
     /// Send it a plain signal: SIGSTOP, SIGCONT, SIGKILL.
     Kill {
+        /// Whom; absent: all of them.
+        pid: Option<i32>,
         /// Which.
         signal: i32,
     },
@@ -82,32 +86,43 @@ pub struct Welcome {
 pub enum ToHome {
     /// A step of a move.
     Move(Step),
-    /// The guest calls something that home must answer.
+    /// A guest calls something that home must answer.
     Ask {
+        /// Which of them.
+        pid: i32,
         /// Comes back in the answer.
         id: u64,
         /// What.
         question: Question,
     },
-    /// The guest needs something that it can have only at home.
+    /// A guest needs something that it can have only at home; all of them go.
     Retreat {
         /// The system call or condition.
         reason: String,
     },
     /// It was stopped by this signal.
     Stopped {
+        /// Which of them.
+        pid: i32,
         /// Which.
         signal: u8,
     },
     /// It goes on.
-    Continued,
+    Continued {
+        /// Which of them.
+        pid: i32,
+    },
     /// It has ended, with this wait status.
     Ended {
+        /// Which of them.
+        pid: i32,
         /// As waitpid(2) gives it.
         status: i32,
     },
     /// How it is doing.
     Stat {
+        /// Which of them.
+        pid: i32,
         /// User and system time, ms.
         cpu_ms: u64,
         /// Resident bytes.

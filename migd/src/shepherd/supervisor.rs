@@ -68,6 +68,10 @@ pub trait SupervisorHooks: Send + Sync {
     /// A request (and its flags of [`super::terminal`]) on an open file of home's: see
     /// [`super::terminal::answer`]. An error: as above.
     fn terminal(&self, handle: u64, request: u64, value: u64, bytes: &[u8]) -> io::Result<Reply>;
+    /// Whether this is the PID of a guest of the same house: what is done to it is done here.
+    fn is_relative(&self, _pid: i32) -> bool {
+        false
+    }
     /// The guest wants something that it can have only at home; its thread waits. Asked again every
     /// few seconds while it does.
     fn retreat(&self, reason: String);
@@ -240,6 +244,13 @@ impl Shared {
             }
             What::OwnThread(arg) => {
                 let outcome = self.own_thread(&call, rule, arg);
+                self.settle(call, outcome);
+            }
+            What::Relative => {
+                let outcome = match self.hooks.is_relative(call.args[0] as i32) {
+                    true => Outcome::Answer(Answer::Continue),
+                    false => Outcome::Retreat(reason(rule)),
+                };
                 self.settle(call, outcome);
             }
             What::ParentPid | What::ProcessGroup | What::Session | What::Ioctl => self.ask(call, rule.what),

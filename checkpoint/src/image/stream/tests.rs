@@ -1,4 +1,6 @@
 use super::*;
+use crate::image::reports::ReportImage;
+use crate::image::shares::SharesImage;
 use crate::image::*;
 use proptest::prelude::*;
 
@@ -9,6 +11,8 @@ fn image() -> ProcessImage {
         zombies: Vec::new(),
         pgid: 7,
         sid: 1,
+        exit_signal: 17,
+        parent_tid: 0,
         mm: MmImage {
             guards: vec![(0x4000, 0x5000)],
             vmas: vec![Vma {
@@ -19,12 +23,15 @@ fn image() -> ProcessImage {
                 shared: false,
                 flags: VmaFlags::GROWSDOWN,
                 name: None,
+                pkey: 0,
             }],
             layout: [1; 11],
             auxv: vec![1, 2],
             exe: b"/bin/true".to_vec(),
             coredump_filter: 0x33,
             thp_disable: false,
+            vdso: Vec::new(),
+            pkeys: 1,
         },
         threads: Vec::new(),
         signals: SignalsImage { actions: vec![[0; 4]; 64], pending: Vec::new(), stopped_by: None },
@@ -37,10 +44,16 @@ fn image() -> ProcessImage {
             securebits: 0,
             no_new_privs: true,
         },
+        seccomp: SeccompImage::default(),
         limits: vec![(1, 2, 3)],
         fs: FsImage { cwd: b"/".to_vec(), cwd_deleted: false, root: b"/".to_vec(), umask: 0o22 },
         files: FilesImage::default(),
+        shares: SharesImage::default(),
+        traits: Default::default(),
+        report: ReportImage::default(),
         misc: MiscImage {
+            cpu: cpu::CpuImage::here().clone(),
+            membarrier: 0,
             personality: 0,
             dumpable: 1,
             child_subreaper: false,
@@ -67,6 +80,7 @@ fn read(bytes: &[u8], length: usize) -> Result<Vec<u8>, StreamError> {
         match reader.next()? {
             Item::State(found) => assert_eq!(*found, image()),
             Item::Process(who) => assert_eq!(who, 0),
+            Item::Object(found) => panic!("{found:?}"),
             Item::Data { addr, bytes } => {
                 let at = addr as usize - 0x10_0000;
                 memory[at..at + bytes.len()].copy_from_slice(bytes);
@@ -75,6 +89,7 @@ fn read(bytes: &[u8], length: usize) -> Result<Vec<u8>, StreamError> {
                 let at = addr as usize - 0x10_0000;
                 memory[at..at + len as usize].fill(0);
             }
+            Item::Same { addr, .. } => panic!("{addr:#x} was not written so"),
             Item::End => return Ok(memory),
         }
     }

@@ -15,6 +15,8 @@ struct State {
     uids: Vec<u32>,
     gids: Vec<u32>,
     deputy: Option<i32>,
+    /// The deputies of its descendants, and itself.
+    family: Vec<i32>,
 }
 
 /// See the module.
@@ -48,14 +50,37 @@ impl Identity {
         gids.rotate_right(1);
         gids.extend_from_slice(&groups);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        *state = State { groups, uids, gids, deputy: Some(pid) };
+        *state = State { groups, uids, gids, deputy: Some(pid), family: vec![pid] };
         self.version.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Requests may name these ids too.
+    pub fn allow(&self, uids: &[u32], gids: &[u32]) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State { uids: own_uids, gids: own_gids, .. } = &mut *state;
+        for (own, more) in [(own_uids, uids), (own_gids, gids)] {
+            // No deputy known yet: everything is allowed anyway.
+            if !own.is_empty() {
+                let fresh: Vec<u32> = more.iter().copied().filter(|id| !own.contains(id)).collect();
+                own.extend(fresh);
+            }
+        }
+    }
+
+    /// The deputies of the subtree.
+    pub fn set_family(&self, pids: Vec<i32>) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).family = pids;
     }
 
     /// The deputy's process id, if it is known.
     pub fn deputy(&self) -> Option<i32> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).deputy
+    }
+
+    /// The deputies of the subtree; empty if none is known.
+    pub fn family(&self) -> Vec<i32> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).family.clone()
     }
 
     /// The ids to act under for a request that names these.
@@ -91,6 +116,9 @@ mod tests {
             State { uids: vec![1000, 1000], gids: vec![100, 100, 27], ..State::default() };
         assert_eq!(identity.squash(0, 0), (1000, 100));
         assert_eq!(identity.squash(1000, 27), (1000, 27));
+        identity.allow(&[1001, 1000], &[101]);
+        assert_eq!(identity.squash(1001, 101), (1001, 101), "a child with other ids");
+        assert_eq!(identity.squash(1002, 102), (1000, 100));
         *identity.state.write().expect("fresh") = State { uids: vec![0], gids: vec![0], ..State::default() };
         assert_eq!(identity.squash(33, 33), (33, 33), "root may be anybody");
     }

@@ -185,6 +185,17 @@ impl HomeView {
         self.shared.identity.set_deputy(pid)
     }
 
+    /// The process ids of the deputies of a subtree: whoever of them is in the foreground of a terminal
+    /// may use it.
+    pub fn set_family(&self, pids: Vec<i32>) {
+        self.shared.identity.set_family(pids);
+    }
+
+    /// Lets requests name these ids as well: those of another process of the same subtree.
+    pub fn allow(&self, uids: &[u32], gids: &[u32]) {
+        self.shared.identity.allow(uids, gids);
+    }
+
     /// Adds a host, whose frames come by [`HomeView::deliver`] with the number returned.
     pub fn connect(&self, wire: Arc<dyn Wire>) -> u64 {
         let id = self.shared.next_connection.fetch_add(1, Ordering::SeqCst);

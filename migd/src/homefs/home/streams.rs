@@ -260,7 +260,7 @@ fn patiently(
 /// The deputy's group, if it is in the background of this terminal.
 fn background(shared: &Shared, handle: &Handle, wants: Wants) -> Option<i32> {
     let device = handle.stream()?.terminal?;
-    terminal::background_group(shared.identity.deputy()?, device, handle.file.as_fd(), wants)
+    terminal::background_group(&shared.identity.family(), device, handle.file.as_fd(), wants)
 }
 
 /// How to do a call on a stream without waiting.

@@ -19,18 +19,31 @@ pub enum Wants {
     Output,
 }
 
-/// The deputy's process group if it is in the background of the terminal `device`, which must be its
-/// controlling terminal, and may therefore not do what it wants.
-pub fn background_group(deputy: i32, device: u64, terminal: BorrowedFd<'_>, wants: Wants) -> Option<i32> {
+/// The deputies' process group (the first one's, of several) if they are in the background of the
+/// terminal `device`, which must be their controlling terminal, and may therefore not do what they want.
+/// A request does not say which of them it is of: one in the foreground is enough.
+pub fn background_group(
+    deputies: &[i32],
+    device: u64,
+    terminal: BorrowedFd<'_>,
+    wants: Wants,
+) -> Option<i32> {
     if wants == Wants::Output {
         let stops = tcgetattr(terminal).is_ok_and(|t| t.local_flags.contains(LocalFlags::TOSTOP));
         if !stops {
             return None;
         }
     }
-    let place = Place::of(deputy)?;
-    (place.terminal == device && place.foreground > 0 && place.foreground != place.group)
-        .then_some(place.group)
+    let mut groups = Vec::new();
+    for place in deputies.iter().filter_map(|&deputy| Place::of(deputy)) {
+        if place.terminal == device && place.foreground > 0 {
+            if place.foreground == place.group {
+                return None;
+            }
+            groups.push(place.group);
+        }
+    }
+    groups.first().copied()
 }
 
 /// Tells the group that it is in the background.

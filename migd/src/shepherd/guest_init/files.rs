@@ -1,18 +1,22 @@
-//! The guest's descriptors, made by the process that becomes its leader, in the house's root.
+//! The guests' descriptors, each table made by the process that becomes the guest's leader, in the
+//! house's root.
 //!
 //! What stays open at home is opened by its handle's name, everything else is made anew. All are
 //! first made at numbers above the table's, then put where they belong.
 
-use super::protocol::Setup;
+use super::protocol::{Member, Setup};
 use anyhow::{Context, Result, bail};
+use checkpoint::image::objects::ObjectKey;
 use checkpoint::image::{FileKind, FilesImage, OpenFile};
 use checkpoint::restore::make_local;
 use checkpoint::sys::close_range::{close_range, place};
+use checkpoint::sys::fd;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Highest descriptor number of a guest.
 const MAX_FD: i32 = 1 << 20;
@@ -29,21 +33,75 @@ const ONCE: i32 = libc::O_CREAT
 /// `__FMODE_EXEC` (`<linux/fs.h>`), seen in the flags of files opened for execution.
 const FMODE_EXEC: i32 = 0x20;
 
+/// Contents without a name that were made for the guests: memfds, and deleted files that they map.
+pub type Objects = BTreeMap<ObjectKey, OwnedFd>;
+
+/// What files are made from.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    pub setup: &'a Setup,
+    pub objects: &'a Objects,
+}
+
+/// Files that were opened before the processes that inherit them.
+pub struct Given {
+    /// For each process: by the file's place in its table, the number.
+    pub of: Vec<BTreeMap<usize, i32>>,
+    own: Vec<OwnedFd>,
+}
+
+/// Opens, at numbers of at least `base`, what several of the processes have.
+pub fn open_shared(members: &[Member], sources: Sources<'_>, base: i32) -> Result<Given> {
+    let mut given = Given { of: vec![BTreeMap::new(); members.len()], own: Vec::new() };
+    let mut known: BTreeMap<u32, i32> = BTreeMap::new();
+    for (who, member) in members.iter().enumerate() {
+        for (index, file) in member.files.files.iter().enumerate() {
+            if file.shared == 0 || matches!(file.kind, FileKind::Epoll { .. }) {
+                continue;
+            }
+            let number = match known.get(&file.shared) {
+                Some(&number) => number,
+                None => {
+                    let number = lift(open_named(file, sources)?, base)?;
+                    given.own.push(fd::own(number));
+                    known.insert(file.shared, number);
+                    number
+                }
+            };
+            given.of[who].insert(index, number);
+        }
+    }
+    Ok(given)
+}
+
+/// Lets go of them in the process that has opened them.
+pub fn close_shared(given: Given) {
+    drop(given.own);
+}
+
 /// Builds the table of this process; nothing else stays open but `keep`, which must be above every
-/// number of the table (see [`above`]).
-pub fn build(files: &FilesImage, setup: &Setup, keep: i32) -> Result<()> {
-    let base = above(files)?;
+/// number of the table (see [`above`]). `given` are files that were opened before; all others are
+/// opened at numbers of at least `base`.
+pub fn build(
+    files: &FilesImage,
+    given: &BTreeMap<usize, i32>,
+    sources: Sources<'_>,
+    base: i32,
+    keep: i32,
+) -> Result<()> {
     let mut made: Vec<Option<i32>> = Vec::with_capacity(files.files.len());
     for (index, file) in files.files.iter().enumerate() {
+        if let Some(&number) = given.get(&index) {
+            made.push(Some(number));
+            continue;
+        }
         if matches!(file.kind, FileKind::Epoll { .. })
             || !files.fds.iter().any(|fd| fd.file as usize == index)
         {
             made.push(None);
             continue;
         }
-        let opened = open_file(file, setup)
-            .with_context(|| format!("cannot open {}", String::from_utf8_lossy(&file.link)))?;
-        made.push(Some(lift(opened, base)?));
+        made.push(Some(lift(open_named(file, sources)?, base)?));
     }
     for fd in &files.fds {
         let from = made.get(fd.file as usize).context("a descriptor stands for no file")?;
@@ -78,13 +136,18 @@ pub fn lift(file: OwnedFd, base: i32) -> Result<i32> {
     Ok(lifted)
 }
 
-fn open_file(file: &OpenFile, setup: &Setup) -> Result<OwnedFd> {
+fn open_named(file: &OpenFile, sources: Sources<'_>) -> Result<OwnedFd> {
+    open_file(file, sources).with_context(|| format!("cannot open {}", String::from_utf8_lossy(&file.link)))
+}
+
+fn open_file(file: &OpenFile, sources: Sources<'_>) -> Result<OwnedFd> {
     match &file.kind {
-        FileKind::Foreign { handle } => open_foreign(file, *handle, setup),
+        FileKind::Foreign { handle } => open_foreign(file, *handle, sources.setup),
         FileKind::LocalDevice
         | FileKind::EventFd { .. }
         | FileKind::TimerFd { .. }
         | FileKind::SignalFd { .. } => Ok(make_local(file)?),
+        FileKind::Memfd | FileKind::Regular { .. } => open_object(file, sources.objects),
         _ => bail!("this kind of file cannot be made on another node"),
     }
 }
@@ -96,6 +159,18 @@ fn open_foreign(file: &OpenFile, handle: u64, setup: &Setup) -> Result<OwnedFd> 
     let kind = file.stat.2 & libc::S_IFMT;
     let seekable = kind == libc::S_IFREG || kind == libc::S_IFDIR;
     if seekable && file.pos != 0 && file.flags & libc::O_PATH as u32 == 0 {
+        let pos = i64::try_from(file.pos).context("a position out of range")?;
+        lseek(&opened, pos, Whence::SeekSet).context("cannot set its position")?;
+    }
+    Ok(opened)
+}
+
+/// A description of its own of an object.
+fn open_object(file: &OpenFile, objects: &Objects) -> Result<OwnedFd> {
+    let object = objects.get(&(file.stat.0, file.stat.1)).context("its contents have not come")?;
+    let path = format!("/proc/self/fd/{}", object.as_raw_fd());
+    let opened = open(path.as_str(), flags_of(file), Mode::empty())?;
+    if file.pos != 0 {
         let pos = i64::try_from(file.pos).context("a position out of range")?;
         lseek(&opened, pos, Whence::SeekSet).context("cannot set its position")?;
     }
@@ -136,6 +211,8 @@ mod tests {
             link: b"/tmp/x".to_vec(),
             stat: (1, 2, libc::S_IFREG | 0o600, 0),
             owner: (0, 0, 0),
+            write_hint: 0,
+            locks: Vec::new(),
             kind: FileKind::Foreign { handle: 1 },
             shared: 0,
         };

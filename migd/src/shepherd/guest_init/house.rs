@@ -1,9 +1,10 @@
 //! The host shepherd's handle of a house.
 
-use super::protocol::{self, Command, Report, Setup, Spawn};
+use super::protocol::{self, Command, Member, Report, Setup, Spawn};
 use checkpoint::image::ProcessImage;
+use checkpoint::image::objects::ObjectKey;
 use checkpoint::sys::{ptrace, wait};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,18 +49,25 @@ pub enum HouseError {
 /// What happens in a house.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HouseEvent {
-    /// The guest has ended, with this raw wait status.
+    /// A guest whose parent is the house's PID 1 has ended, with this raw wait status.
     Ended {
+        /// Its PID in the house.
+        pid: i32,
         /// As of waitpid(2).
         status: i32,
     },
-    /// The guest has been stopped by this signal.
+    /// It has been stopped by this signal.
     Stopped {
+        /// Its PID in the house.
+        pid: i32,
         /// Signal number.
         signal: u8,
     },
-    /// The guest goes on.
-    Continued,
+    /// It goes on.
+    Continued {
+        /// Its PID in the house.
+        pid: i32,
+    },
     /// The house's PID 1 has ended, and everything with it.
     Gone,
 }
@@ -73,7 +81,7 @@ pub struct GuestHouse {
     child: Child,
     socket: UnixStream,
     init: i32,
-    guest: Option<i32>,
+    guests: Vec<i32>,
     waiting: VecDeque<HouseEvent>,
     gone: bool,
 }
@@ -90,7 +98,7 @@ impl GuestHouse {
             .spawn()
             .map_err(HouseError::Start)?;
         let mut house =
-            GuestHouse { child, socket, init: 0, guest: None, waiting: VecDeque::new(), gone: false };
+            GuestHouse { child, socket, init: 0, guests: Vec::new(), waiting: VecDeque::new(), gone: false };
         house.command(&Command::Setup(setup.clone()))?;
         match house.answer(START_LIMIT)? {
             Report::Ready => {}
@@ -106,18 +114,45 @@ impl GuestHouse {
         self.init
     }
 
-    /// Starts the guest's leader with its PID and its descriptors, running nothing; its PID as the
-    /// caller sees it.
-    pub fn spawn(&mut self, image: &ProcessImage) -> Result<i32, HouseError> {
-        self.command(&Command::Spawn(Spawn { tid: image.pid, files: image.files.clone() }))?;
+    /// Starts the guests' leaders (parents come before their children) with their PIDs and their
+    /// descriptors, running nothing; their PIDs as the caller sees them.
+    pub fn spawn(&mut self, images: &[ProcessImage]) -> Result<Vec<i32>, HouseError> {
+        let members = images.iter().map(Member::of).collect();
+        self.command(&Command::Spawn(Spawn { members }))?;
         match self.answer(SPAWN_LIMIT)? {
             Report::Spawned => {}
             Report::Error(text) => return Err(HouseError::Refused(text)),
             _ => return Err(HouseError::OutOfTurn),
         }
-        let guest = find_child(self.init, image.pid).ok_or(HouseError::NoProcess(image.pid))?;
-        self.guest = Some(guest);
-        Ok(guest)
+        let mut known: HashMap<i32, i32> = HashMap::new();
+        for image in images {
+            let parent = known.get(&image.ppid).copied().unwrap_or(self.init);
+            let guest = find_child(parent, image.pid).ok_or(HouseError::NoProcess(image.pid))?;
+            known.insert(image.pid, guest);
+            self.guests.push(guest);
+        }
+        Ok(self.guests.clone())
+    }
+
+    /// Gives the house files that the guests' descriptors and mappings are to be made from, before
+    /// [`GuestHouse::spawn`]; the numbers under which its PID 1 has them.
+    pub fn give(&mut self, files: &[(ObjectKey, BorrowedFd<'_>)]) -> Result<Vec<i32>, HouseError> {
+        if files.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.command(&Command::Objects(files.iter().map(|(key, _)| *key).collect()))?;
+        let files: Vec<BorrowedFd<'_>> = files.iter().map(|(_, file)| *file).collect();
+        protocol::send_files(&self.socket, &files).map_err(HouseError::Talk)?;
+        match self.answer(SPAWN_LIMIT)? {
+            Report::Objects(numbers) if numbers.len() == files.len() => Ok(numbers),
+            Report::Error(text) => Err(HouseError::Refused(text)),
+            _ => Err(HouseError::OutOfTurn),
+        }
+    }
+
+    /// The guests have what they need of those files.
+    pub fn let_go(&mut self) -> Result<(), HouseError> {
+        self.command(&Command::LetGo)
     }
 
     /// Becomes readable when something has happened. Ask [`GuestHouse::next_event`] until it has no
@@ -148,9 +183,9 @@ impl GuestHouse {
         }
     }
 
-    /// Sends the guest a signal, as kill(2) of PID 1 would.
-    pub fn kill(&mut self, signal: i32) -> Result<(), HouseError> {
-        self.command(&Command::Kill { signal })
+    /// Sends a guest (by its PID in the house) a signal, as kill(2) of PID 1 would.
+    pub fn kill(&mut self, pid: i32, signal: i32) -> Result<(), HouseError> {
+        self.command(&Command::Kill { pid, signal })
     }
 
     /// Ends everything in the house in order. Dropping does the same by force.
@@ -198,11 +233,12 @@ impl GuestHouse {
     }
 
     fn reap_traced(&self) {
-        let Some(guest) = self.guest else { return };
-        let Ok(tasks) = fs::read_dir(format!("/proc/{guest}/task")) else { return };
-        for tid in tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok()) {
-            // ECHILD: not traced by us, or not dead.
-            let _ = ptrace::wait(tid, false);
+        for guest in &self.guests {
+            let Ok(tasks) = fs::read_dir(format!("/proc/{guest}/task")) else { continue };
+            for tid in tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok()) {
+                // ECHILD: not traced by us, or not dead.
+                let _ = ptrace::wait(tid, false);
+            }
         }
     }
 }
@@ -228,10 +264,10 @@ impl Drop for GuestHouse {
 
 fn event_of(report: &Report) -> Option<HouseEvent> {
     match *report {
-        Report::Ended { status } => Some(HouseEvent::Ended { status }),
-        Report::Stopped { signal } => Some(HouseEvent::Stopped { signal }),
-        Report::Continued => Some(HouseEvent::Continued),
-        Report::Ready | Report::Spawned | Report::Error(_) => None,
+        Report::Ended { pid, status } => Some(HouseEvent::Ended { pid, status }),
+        Report::Stopped { pid, signal } => Some(HouseEvent::Stopped { pid, signal }),
+        Report::Continued { pid } => Some(HouseEvent::Continued { pid }),
+        Report::Ready | Report::Objects(_) | Report::Spawned | Report::Error(_) => None,
     }
 }
 

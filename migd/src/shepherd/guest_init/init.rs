@@ -1,21 +1,19 @@
 //! `migd shepherd guest-init`: makes the house, and is its PID 1.
 
 use super::protocol::{self, Command, Report, Setup, Spawn};
-use super::{files, mounts, namespaces};
+use super::{family, files, mounts, namespaces};
 use anyhow::{Context, Result, bail};
-use checkpoint::sys::fork::{Side, exit_now, fork};
-use checkpoint::sys::{fd, wait};
+use checkpoint::sys::fork::{Side, fork};
+use checkpoint::sys::wait;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, dup2_stdin, dup2_stdout, pause, pipe2, setpgid, setsid};
-use std::convert::Infallible;
+use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -23,10 +21,6 @@ use std::time::Duration;
 const SETUP_LIMIT: Duration = Duration::from_secs(30);
 /// Changes of state taken in one go, so that commands are not kept waiting.
 const REAP_BATCH: usize = 256;
-/// Longest text of a child's failure, bytes.
-const MAX_TEXT: u64 = 8 << 10;
-/// What the child says when its descriptors are made.
-const MADE: &[u8] = b"made";
 
 /// The whole life of guest-init and of PID 1. Standard input is the shepherd's socket, standard
 /// output `/dev/fuse`. Must be called while the process has one thread.
@@ -75,7 +69,10 @@ struct Init<'a> {
     socket: &'a UnixStream,
     setup: &'a Setup,
     children: SignalFd,
-    leader: Option<i32>,
+    /// The guests that are its children.
+    tops: Vec<i32>,
+    /// What the guests' descriptors and mappings are made from.
+    objects: files::Objects,
     /// Home forgets an open file when its last user has closed it; `/dev/tty` must stay.
     _terminal: Option<OwnedFd>,
 }
@@ -100,7 +97,14 @@ impl<'a> Init<'a> {
                 .inspect_err(|error| tracing::warn!(%error, "the guest's terminal cannot be opened"))
                 .ok()
         });
-        Ok(Init { socket, setup, children, leader: None, _terminal: terminal })
+        Ok(Init {
+            socket,
+            setup,
+            children,
+            tops: Vec::new(),
+            objects: files::Objects::new(),
+            _terminal: terminal,
+        })
     }
 
     fn run(mut self) -> Result<()> {
@@ -135,6 +139,18 @@ impl<'a> Init<'a> {
     /// Does one command; `false`: it is time to go.
     fn obey(&mut self) -> Result<bool> {
         match protocol::receive(self.socket, Some(Duration::ZERO)) {
+            Ok(Some(Command::Objects(keys))) => {
+                let report = match protocol::receive_files(self.socket, keys.len()) {
+                    Ok(files) => {
+                        let numbers = files.iter().map(AsRawFd::as_raw_fd).collect();
+                        self.objects = keys.into_iter().zip(files).collect();
+                        Report::Objects(numbers)
+                    }
+                    Err(error) => Report::Error(format!("cannot receive the guests' memory: {error}")),
+                };
+                self.report(&report)?;
+            }
+            Ok(Some(Command::LetGo)) => self.objects.clear(),
             Ok(Some(Command::Spawn(spawn))) => {
                 let report = match self.spawn(&spawn) {
                     Ok(()) => Report::Spawned,
@@ -142,12 +158,11 @@ impl<'a> Init<'a> {
                 };
                 self.report(&report)?;
             }
-            Ok(Some(Command::Kill { signal })) => {
-                if let Some(leader) = self.leader {
-                    // It may have ended just now.
-                    let _ = wait::kill(leader, signal);
-                }
+            Ok(Some(Command::Kill { pid, signal })) if pid > 1 => {
+                // It may have ended just now.
+                let _ = wait::kill(pid, signal);
             }
+            Ok(Some(Command::Kill { .. })) => {}
             Ok(Some(Command::Setup(_))) => self.report(&Report::Error("the house stands already".into()))?,
             Ok(Some(Command::Quit) | None) => return Ok(false),
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {}
@@ -157,42 +172,18 @@ impl<'a> Init<'a> {
     }
 
     fn spawn(&mut self, wanted: &Spawn) -> Result<()> {
-        if self.leader.is_some() {
-            bail!("there is a guest in this house already");
+        if !self.tops.is_empty() {
+            bail!("there are guests in this house already");
         }
-        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
-        match fork(0, Some(wanted.tid))
-            .with_context(|| format!("cannot make a process with PID {}", wanted.tid))?
-        {
-            Side::Child => {
-                let Err(error) = become_leader(wanted, self.setup, theirs);
-                tracing::error!("{error:#}");
-                exit_now(1)
-            }
-            Side::Parent(leader) => {
-                drop(theirs);
-                let mut text = Vec::new();
-                let read = File::from(ours).take(MAX_TEXT).read_to_end(&mut text);
-                if read.is_ok() && text == MADE {
-                    self.leader = Some(leader);
-                    return Ok(());
-                }
-                let _ = wait::kill(leader, libc::SIGKILL);
-                let _ = wait::child(leader);
-                read.context("cannot hear the guest's process")?;
-                match text.is_empty() {
-                    true => bail!("the guest's process died while its files were opened"),
-                    false => bail!("{}", String::from_utf8_lossy(&text)),
-                }
-            }
-        }
+        self.tops = family::make(&wanted.members, self.setup, &self.objects)?;
+        Ok(())
     }
 
     /// Takes what children have to tell; `true`: there may be more.
     fn reap(&mut self) -> Result<bool> {
         for _ in 0..REAP_BATCH {
             match wait::any_child(libc::WUNTRACED | libc::WCONTINUED | libc::__WALL) {
-                Ok(Some((pid, status))) if Some(pid) == self.leader => self.tell(status)?,
+                Ok(Some((pid, status))) if self.tops.contains(&pid) => self.tell(pid, status)?,
                 Ok(Some(_)) | Err(Errno::EINTR) => {}
                 Ok(None) | Err(Errno::ECHILD) => return Ok(false),
                 Err(errno) => return Err(errno).context("waitpid"),
@@ -201,37 +192,14 @@ impl<'a> Init<'a> {
         Ok(true)
     }
 
-    fn tell(&mut self, status: i32) -> Result<()> {
+    fn tell(&mut self, pid: i32, status: i32) -> Result<()> {
         if libc::WIFSTOPPED(status) {
-            return self.report(&Report::Stopped { signal: libc::WSTOPSIG(status) as u8 });
+            return self.report(&Report::Stopped { pid, signal: libc::WSTOPSIG(status) as u8 });
         }
         if libc::WIFCONTINUED(status) {
-            return self.report(&Report::Continued);
+            return self.report(&Report::Continued { pid });
         }
-        self.leader = None;
-        self.report(&Report::Ended { status })
+        self.tops.retain(|top| *top != pid);
+        self.report(&Report::Ended { pid, status })
     }
-}
-
-/// In the new process: makes its descriptors, tells, and waits to be filled.
-fn become_leader(wanted: &Spawn, setup: &Setup, told: OwnedFd) -> Result<Infallible> {
-    let told = files::lift(told, files::above(&wanted.files)?)?;
-    let mut tell = File::from(fd::own(told));
-    if let Err(error) = prepare_leader(wanted, setup, told) {
-        let text = format!("{error:#}");
-        tell.write_all(&text.as_bytes()[..text.len().min(MAX_TEXT as usize)])?;
-        return Err(error);
-    }
-    tell.write_all(MADE)?;
-    drop(tell);
-    loop {
-        pause();
-    }
-}
-
-fn prepare_leader(wanted: &Spawn, setup: &Setup, keep: i32) -> Result<()> {
-    setpgid(Pid::from_raw(0), Pid::from_raw(0)).context("cannot make a process group")?;
-    // What it is sent before it is filled has to wait.
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).context("cannot block signals")?;
-    files::build(&wanted.files, setup, keep)
 }

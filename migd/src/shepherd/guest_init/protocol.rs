@@ -14,12 +14,15 @@
 //!     S->>I: Quit (or the socket closes): everything in the house ends
 //! ```
 
-use checkpoint::image::FilesImage;
 use checkpoint::image::codec;
+use checkpoint::image::objects::ObjectKey;
+use checkpoint::image::{FilesImage, ProcessImage, ZombieImage};
+use checkpoint::sys::fd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -58,13 +61,42 @@ impl Setup {
     }
 }
 
-/// The guest to start.
+/// The guests to start, parents before their children.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Spawn {
+    /// Each of them.
+    pub members: Vec<Member>,
+}
+
+/// One of the guests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Member {
     /// The PID it has at home, and gets in the house.
-    pub tid: i32,
+    pub pid: i32,
+    /// Its parent's; 0: PID 1 is to be its parent.
+    pub ppid: i32,
+    /// Its process group at home.
+    pub pgid: i32,
+    /// Its session at home.
+    pub sid: i32,
+    /// Children that have ended, which it has not waited for.
+    pub zombies: Vec<ZombieImage>,
     /// Its descriptors.
     pub files: FilesImage,
+}
+
+impl Member {
+    /// Of an image.
+    pub fn of(image: &ProcessImage) -> Member {
+        Member {
+            pid: image.pid,
+            ppid: image.ppid,
+            pgid: image.pgid,
+            sid: image.sid,
+            zombies: image.zombies.clone(),
+            files: image.files.clone(),
+        }
+    }
 }
 
 /// Shepherd to PID 1.
@@ -72,10 +104,17 @@ pub struct Spawn {
 pub enum Command {
     /// The first message.
     Setup(Setup),
+    /// Files for [`Command::Spawn`], whose descriptors follow: for each the object that it is. They are kept until
+    /// [`Command::LetGo`].
+    Objects(Vec<ObjectKey>),
     /// Once.
     Spawn(Spawn),
-    /// kill(2) of the guest.
+    /// The guests have what they need of the objects.
+    LetGo,
+    /// kill(2) of a guest.
     Kill {
+        /// Its PID in the house.
+        pid: i32,
         /// Signal number.
         signal: i32,
     },
@@ -88,22 +127,31 @@ pub enum Command {
 pub enum Report {
     /// The house stands.
     Ready,
-    /// The guest's leader exists and has its descriptors; it runs nothing yet.
+    /// PID 1 has the objects open under these numbers.
+    Objects(Vec<i32>),
+    /// The guests' leaders exist and have their descriptors; they run nothing yet.
     Spawned,
     /// What was asked for cannot be done, and why.
     Error(String),
-    /// The guest has ended, with this raw wait status.
+    /// A guest whose parent PID 1 is has ended, with this raw wait status.
     Ended {
+        /// Its PID in the house.
+        pid: i32,
         /// As of waitpid(2).
         status: i32,
     },
-    /// The guest has been stopped by this signal.
+    /// It has been stopped by this signal.
     Stopped {
+        /// Its PID in the house.
+        pid: i32,
         /// Signal number.
         signal: u8,
     },
-    /// The guest goes on.
-    Continued,
+    /// It goes on.
+    Continued {
+        /// Its PID in the house.
+        pid: i32,
+    },
 }
 
 /// Sends one message.
@@ -147,6 +195,43 @@ pub fn receive<T: DeserializeOwned>(
     codec::decode(&body).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// Descriptors in one message: fewer than the kernel's limit (`SCM_MAX_FD`, unix(7)).
+const DESCRIPTORS: usize = 200;
+
+/// Sends descriptors, each part of them with one byte.
+pub fn send_files(socket: &UnixStream, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    for part in files.chunks(DESCRIPTORS) {
+        let numbers: Vec<RawFd> = part.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"f")], &rights, MsgFlags::empty(), None)?;
+    }
+    Ok(())
+}
+
+/// Receives as many as were sent.
+pub fn receive_files(socket: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut files = Vec::new();
+    while files.len() < count {
+        if !wait_readable(socket, Some(REST_LIMIT))? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let (mut byte, mut space) = ([0], nix::cmsg_space!([RawFd; DESCRIPTORS]));
+        let mut part = [IoSliceMut::new(&mut byte)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let got = recvmsg::<()>(socket.as_raw_fd(), &mut part, Some(&mut space), flags)?;
+        let before = files.len();
+        for message in got.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(numbers) = message {
+                files.extend(numbers.into_iter().map(fd::own));
+            }
+        }
+        if files.len() == before {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a message without descriptors"));
+        }
+    }
+    Ok(files)
+}
+
 /// Waits until there is something to read (or an end); `false`: not within `limit`.
 pub fn wait_readable(socket: &UnixStream, limit: Option<Duration>) -> io::Result<bool> {
     let deadline = limit.map(|limit| Instant::now() + limit);
@@ -174,7 +259,9 @@ mod tests {
     #[test]
     fn messages_arrive_and_an_end_is_told() {
         let (a, b) = UnixStream::pair().expect("a pair");
-        let command = Command::Spawn(Spawn { tid: 77, files: FilesImage::default() });
+        let files = FilesImage::default();
+        let member = Member { pid: 77, ppid: 0, pgid: 77, sid: 1, zombies: Vec::new(), files };
+        let command = Command::Spawn(Spawn { members: vec![member] });
         send(&a, &command).expect("sends");
         assert_eq!(receive(&b, None).expect("receives"), Some(command));
         let nothing = receive::<Command>(&b, Some(Duration::from_millis(1)));

@@ -2,7 +2,8 @@
 
 use super::{Home, MoveError};
 use crate::homefs::{HandleKind, HomeView};
-use checkpoint::image::{Backing, FileKind, FilesImage, OpenFile, ProcessImage};
+use checkpoint::dump::objects::Object;
+use checkpoint::image::{Backing, FileKind, OpenFile, ProcessImage};
 use checkpoint::sys::fd::{pidfd_getfd, pidfd_open};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,31 +21,58 @@ pub struct Carried {
 }
 
 impl Home {
-    /// Registers everything that stays open at home, and writes the handles into the image.
-    pub(super) fn carry_out(&mut self, image: &mut ProcessImage) -> Result<(), MoveError> {
+    /// Registers everything that stays open at home, and writes the handles into the images. What
+    /// several of the processes share has one handle. Objects are not among it: they go with them.
+    pub(super) fn carry_out(
+        &self,
+        images: &mut [ProcessImage],
+        objects: &[Object],
+    ) -> Result<Vec<Carried>, MoveError> {
+        let moves =
+            |file: &OpenFile| objects.iter().any(|object| object.image.key == (file.stat.0, file.stat.1));
         let view = self.view.clone().ok_or_else(|| MoveError::Failed("there is no home view".into()))?;
-        let pidfd = pidfd_open(self.args.pid).map_err(MoveError::failed)?;
-        let shared = shared_outside(self.args.pid, &image.files);
-        self.carried = Carried::default();
-        for (index, file) in image.files.files.iter_mut().enumerate() {
-            let Some(kind) = handle_kind(file, shared.contains(&(index as u32))) else { continue };
-            let fds: Vec<i32> =
-                image.files.fds.iter().filter(|fd| fd.file as usize == index).map(|fd| fd.fd).collect();
-            let Some(&first) = fds.first() else { continue };
-            let copy = pidfd_getfd(pidfd.as_fd(), first).map_err(MoveError::failed)?;
-            let handle = view.add_handle(copy, kind).map_err(MoveError::failed)?;
-            if kind == (HandleKind::Regular { shared_position: true }) {
-                self.carried.shared.insert(handle);
+        let family: Vec<i32> = images.iter().map(|image| image.pid).collect();
+        let outside = shared_outside(&family, images);
+        // By the number under which the image says that it is shared.
+        let mut known: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut all = Vec::with_capacity(images.len());
+        for (who, image) in images.iter_mut().enumerate() {
+            let pid = image.pid;
+            let pidfd = pidfd_open(pid).map_err(MoveError::failed)?;
+            let mut carried = Carried::default();
+            for (index, file) in image.files.files.iter_mut().enumerate() {
+                if moves(file) {
+                    continue;
+                }
+                let Some(kind) = handle_kind(file, outside.contains(&(who, index as u32))) else { continue };
+                let fds: Vec<i32> =
+                    image.files.fds.iter().filter(|fd| fd.file as usize == index).map(|fd| fd.fd).collect();
+                let Some(&first) = fds.first() else { continue };
+                let handle = match known.get(&file.shared).filter(|_| file.shared != 0) {
+                    Some(&handle) => handle,
+                    None => {
+                        let copy = pidfd_getfd(pidfd.as_fd(), first).map_err(MoveError::failed)?;
+                        view.add_handle(copy, kind).map_err(MoveError::failed)?
+                    }
+                };
+                if file.shared != 0 {
+                    known.insert(file.shared, handle);
+                }
+                if kind == (HandleKind::Regular { shared_position: true }) {
+                    carried.shared.insert(handle);
+                }
+                carried.fds.extend(fds.into_iter().map(|fd| (fd, handle)));
+                file.kind = FileKind::Foreign { handle };
             }
-            self.carried.fds.extend(fds.into_iter().map(|fd| (fd, handle)));
-            file.kind = FileKind::Foreign { handle };
+            self.carry_mapped(&view, image)?;
+            all.push(carried);
         }
-        self.carry_mapped(&view, image)
+        Ok(all)
     }
 
     /// Mapped files whose name is gone are reached by a handle too.
     fn carry_mapped(&self, view: &HomeView, image: &mut ProcessImage) -> Result<(), MoveError> {
-        let pid = self.args.pid;
+        let pid = image.pid;
         let mut known: BTreeMap<(u64, u64), Vec<u8>> = BTreeMap::new();
         for vma in &mut image.mm.vmas {
             let Backing::File(file) = &mut vma.backing else { continue };
@@ -83,14 +111,19 @@ fn handle_kind(file: &OpenFile, shared: bool) -> Option<HandleKind> {
     }
 }
 
-/// Which regular files' open file descriptions another process has too: their position is shared
-/// with it, as in `{ mosrun a; b; } > out`.
-fn shared_outside(pid: i32, files: &FilesImage) -> BTreeSet<u32> {
-    let mut wanted: BTreeMap<(u64, u64), Vec<(u32, i32)>> = BTreeMap::new();
-    for fd in &files.fds {
-        let Some(file) = files.files.get(fd.file as usize) else { continue };
-        if matches!(file.kind, FileKind::Regular { .. }) {
-            wanted.entry((file.stat.0, file.stat.1)).or_default().push((fd.file, fd.fd));
+/// Which regular files' open file descriptions a process outside the subtree has too: their position is
+/// shared with it, as in `{ mosrun a; b; } > out`. Gives the process' place and the file's.
+fn shared_outside(family: &[i32], images: &[ProcessImage]) -> BTreeSet<(usize, u32)> {
+    /// A file of the subtree: whose it is, its place there, a descriptor.
+    type Wanted = (usize, u32, i32);
+    let mut wanted: BTreeMap<(u64, u64), Vec<Wanted>> = BTreeMap::new();
+    for (who, image) in images.iter().enumerate() {
+        for fd in &image.files.fds {
+            let Some(file) = image.files.files.get(fd.file as usize) else { continue };
+            if matches!(file.kind, FileKind::Regular { .. }) {
+                let alike = wanted.entry((file.stat.0, file.stat.1)).or_default();
+                alike.push((who, fd.file, fd.fd));
+            }
         }
     }
     let mut out = BTreeSet::new();
@@ -99,7 +132,7 @@ fn shared_outside(pid: i32, files: &FilesImage) -> BTreeSet<u32> {
     }
     let Ok(processes) = fs::read_dir("/proc") else { return out };
     for other in processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
-        if other == pid || other == std::process::id() as i32 {
+        if family.contains(&other) || other == std::process::id() as i32 {
             continue;
         }
         let Ok(dir) = fs::read_dir(format!("/proc/{other}/fd")) else { continue };
@@ -108,9 +141,9 @@ fn shared_outside(pid: i32, files: &FilesImage) -> BTreeSet<u32> {
                 continue;
             };
             let Ok(stat) = fs::metadata(entry.path()) else { continue };
-            for &(index, fd) in wanted.get(&(stat.dev(), stat.ino())).into_iter().flatten() {
-                if checkpoint::sys::kcmp::same_file(pid, fd, other, number).unwrap_or(true) {
-                    out.insert(index);
+            for &(who, index, fd) in wanted.get(&(stat.dev(), stat.ino())).into_iter().flatten() {
+                if checkpoint::sys::kcmp::same_file(images[who].pid, fd, other, number).unwrap_or(true) {
+                    out.insert((who, index));
                 }
             }
         }

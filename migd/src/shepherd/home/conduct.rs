@@ -78,8 +78,8 @@ impl Home {
     }
 
     fn record(&self, epoch: u64, node: String) -> HomeEvent {
-        match record::commit(&self.args.record, &Record { pid: self.args.pid, epoch, node, refilling: false })
-        {
+        let (pid, pids) = (self.args.pid, self.pids.clone());
+        match record::commit(&self.args.record, &Record { pid, epoch, node, refilling: false, pids }) {
             Ok(()) => HomeEvent::Recorded,
             Err(error) => {
                 tracing::error!(%error, "the commit could not be recorded");
@@ -116,13 +116,18 @@ impl Home {
                         return Heard::failed(HomeEvent::TargetLost, error);
                     }
                     Event::Lost(from, why) if Some(from) == source => {
-                        let error = MoveError::Node(format!("the link was lost: {why}"));
+                        let error = match self.all_have_ended(from) {
+                            true => MoveError::Ended,
+                            false => MoveError::Node(format!("the link was lost: {why}")),
+                        };
                         // Told to the main loop as well: its only copy may have been there.
                         self.put_off.push_back(Event::Lost(from, why));
                         return Heard::failed(HomeEvent::SourceLost, error);
                     }
                     // A guest that waits for an answer cannot be frozen: answered at once.
-                    Event::Message(from, ToHome::Ask { id, question }) => self.answer(from, id, question),
+                    Event::Message(from, ToHome::Ask { pid, id, question }) => {
+                        self.answer(from, pid, id, question);
+                    }
                     other => self.put_off.push_back(other),
                 }
             }
@@ -131,10 +136,23 @@ impl Home {
                 return Heard::failed(HomeEvent::TimedOut, error);
             }
             let until = deadline.min(Instant::now() + Duration::from_millis(100));
-            if let Err(error) = self.inbox.wait(until, None) {
+            if let Err(error) = self.inbox.wait(until, &[]) {
                 return Heard::failed(HomeEvent::TimedOut, MoveError::failed(error));
             }
         }
+    }
+}
+
+impl Home {
+    /// Whether a host has told the ends of all guests: it closes its link then.
+    fn all_have_ended(&self, host: u64) -> bool {
+        let told = |pid: &i32| {
+            self.put_off.iter().any(|event| match event {
+                Event::Message(from, ToHome::Ended { pid: ended, .. }) => *from == host && ended == pid,
+                _ => false,
+            })
+        };
+        !self.pids.is_empty() && self.pids.iter().all(told)
     }
 }
 

@@ -9,6 +9,7 @@ mod conduct;
 mod move_home;
 mod move_out;
 mod move_over;
+mod objects;
 mod peer;
 pub mod record;
 mod serve;
@@ -23,7 +24,7 @@ use crate::homefs::HomeView;
 use checkpoint::deputy::{Deputy, DeputyEvent};
 use checkpoint::image::ProcessImage;
 use peer::Host;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,7 +60,7 @@ pub struct HomeArgs {
     pub record: PathBuf,
 }
 
-pub(in crate::shepherd) use move_out::send_image;
+pub(in crate::shepherd) use move_out::send_images;
 
 /// What the main thread hears of.
 pub(super) enum Event {
@@ -126,15 +127,39 @@ enum Place {
     Gone,
 }
 
+/// A subtree that is elsewhere.
 struct Away {
     host: Host,
+    /// Those that live, parents before their children.
+    members: Vec<Member>,
+    /// All that ever were with it: the ends of those at home are echoes of what the host has told.
+    family: BTreeSet<i32>,
+    /// What they had here and no name leads to.
+    objects: objects::Kept,
+}
+
+/// One process of a subtree that is elsewhere, and what of it is at home.
+struct Member {
     deputy: Deputy,
     /// What was last read of it, for what the deputy must keep.
     image: ProcessImage,
+    carried: carry::Carried,
     /// The guest has stopped, and the deputy was stopped for it.
     stopping: Option<u8>,
+    /// The deputy was sent a SIGCONT because its guest goes on.
+    continued: bool,
     /// When its threads were last looked at.
     looked: Instant,
+}
+
+impl Away {
+    fn member(&mut self, pid: i32) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.deputy.pid() == pid)
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        self.members.iter().map(|member| member.deputy.pid()).collect()
+    }
 }
 
 /// The home shepherd's state.
@@ -146,8 +171,9 @@ pub(super) struct Home {
     control: ControlServer<HomeEvent>,
     view: Option<Arc<HomeView>>,
     token: [u8; 16],
-    carried: carry::Carried,
     place: Place,
+    /// Who moved last, or is away now.
+    pids: Vec<i32>,
     epoch: u64,
     connections: u64,
     /// Messages that came while a step was waited for.
@@ -172,8 +198,8 @@ pub fn main(args: HomeArgs) -> anyhow::Result<()> {
         control,
         view: None,
         token: [0; 16],
-        carried: carry::Carried::default(),
         place: Place::Home,
+        pids: vec![],
         epoch: 0,
         connections: 0,
         put_off: VecDeque::new(),
@@ -201,7 +227,7 @@ impl Home {
                 self.gone("home", "it stays at home");
                 return Ok(());
             }
-            self.inbox.wait(Instant::now() + Duration::from_millis(200), None)?;
+            self.inbox.wait(Instant::now() + Duration::from_millis(200), &[])?;
         }
     }
 
@@ -231,7 +257,7 @@ impl Home {
                 (Place::Away(away), Err(MoveError::Failed(format!("it is on {} already", node.name))))
             }
             (Place::Away(away), Some(node)) => self.move_over(id, away, &node, dry_run, deadline),
-            (Place::Away(away), None) => self.move_home(id, away, dry_run, deadline),
+            (Place::Away(away), None) => self.move_home(id, *away, dry_run, deadline),
             (Place::Home, None) => (Place::Home, Err(MoveError::Failed("it is at home already".into()))),
             (Place::Gone, _) => (Place::Gone, Err(MoveError::Ended)),
         };
@@ -244,7 +270,11 @@ impl Home {
                     Place::Away(away) => away.host.name.clone(),
                     Place::Home | Place::Gone => self.args.name.clone(),
                 };
-                self.control.send(&HomeEvent::Moved { id, node, figures });
+                if let Place::Away(away) = &self.place {
+                    self.pids = away.pids();
+                }
+                let pids = self.pids.clone();
+                self.control.send(&HomeEvent::Moved { id, node, figures, pids });
             }
             Err(error) => {
                 tracing::warn!(pid = self.args.pid, %to, %error, "move failed");
@@ -279,69 +309,106 @@ impl Home {
         self.epoch
     }
 
-    /// Looks at the deputy; `true`: the shepherd's work is done.
+    /// Looks at the deputies; `true`: the shepherd's work is done.
     fn attend_deputy(&mut self) -> anyhow::Result<bool> {
+        let Place::Away(away) = &self.place else { return Ok(false) };
+        for pid in away.pids() {
+            if self.attend(pid)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks at one of them.
+    fn attend(&mut self, pid: i32) -> anyhow::Result<bool> {
         // Bounded, so that a flood of signals cannot keep orders waiting.
         for _ in 0..256 {
             let Place::Away(away) = &mut self.place else { return Ok(false) };
-            let event = match away.deputy.poll() {
-                Ok(None) if away.looked.elapsed() >= THREADS_EVERY => return self.attend_threads(),
+            let Away { host, members, family, .. } = &mut **away;
+            let Some(member) = members.iter_mut().find(|member| member.deputy.pid() == pid) else {
+                return Ok(false);
+            };
+            let event = match member.deputy.poll() {
+                Ok(None) if member.looked.elapsed() >= THREADS_EVERY => return self.attend_threads(pid),
                 Ok(Some(event)) => event,
                 Ok(None) => return Ok(false),
                 Err(error) => {
-                    tracing::error!(pid = self.args.pid, %error, "the deputy cannot be handled");
-                    return Ok(self.deputy_died("the deputy is gone"));
+                    tracing::error!(pid, %error, "a deputy cannot be handled");
+                    return Ok(self.deputy_died(pid, "the deputy is gone"));
                 }
             };
             match event {
-                DeputyEvent::Signal(info) => away.pass_signal(&info)?,
-                DeputyEvent::Stopped(signal) => away.stopped(signal),
-                DeputyEvent::Continued => away.stopping = None,
+                DeputyEvent::Signal(info) if serve::is_echo(&info, family) => member.deputy.resume()?,
+                DeputyEvent::Signal(info) if member.is_own(&info) => member.deputy.resume()?,
+                DeputyEvent::Signal(info) => member.pass_signal(host, &info)?,
+                DeputyEvent::Stopped(signal) => member.stopped(host, signal),
+                DeputyEvent::Continued => member.stopping = None,
                 DeputyEvent::Died(status) => {
-                    return Ok(self.deputy_died(&format!("its deputy was killed (status {status:#x})")));
+                    let detail = format!("its deputy was killed (status {status:#x})");
+                    return Ok(self.deputy_died(pid, &detail));
                 }
             }
         }
         Ok(false)
     }
 
-    /// Passes on what was sent to single threads of the deputy, which only its leader can catch by
+    /// Passes on what was sent to single threads of a deputy, which only its leader can catch by
     /// itself; `true`: the shepherd's work is done.
-    fn attend_threads(&mut self) -> anyhow::Result<bool> {
+    fn attend_threads(&mut self, pid: i32) -> anyhow::Result<bool> {
         let Place::Away(away) = &mut self.place else { return Ok(false) };
-        away.looked = Instant::now();
-        let tids = away.deputy.threads_with_signals(THREADS_LIMIT);
-        if tids.is_empty() || away.stopping.is_some() {
+        let Some(at) = away.members.iter().position(|member| member.deputy.pid() == pid) else {
+            return Ok(false);
+        };
+        let member = &mut away.members[at];
+        member.looked = Instant::now();
+        let tids = member.deputy.threads_with_signals(THREADS_LIMIT);
+        if tids.is_empty() || member.stopping.is_some() {
             return Ok(false);
         }
-        let Place::Away(away) = std::mem::replace(&mut self.place, Place::Gone) else { return Ok(false) };
-        let Away { host, deputy, image, stopping, looked } = *away;
+        let Member { deputy, image, carried, stopping, continued, looked } = away.members.remove(at);
         let taken = deputy.thread_signals(&tids).and_then(|(tracee, signals)| {
             // The guest gets them whatever becomes of the deputy.
             for (tid, info) in signals {
-                let tid = (tid != self.args.pid).then_some(tid);
-                let _ = host.tell(&ToHost::Signal { tid, info: info.to_vec() });
+                let tid = (tid != pid).then_some(tid);
+                if !serve::is_echo(&info, &away.family) {
+                    let _ = away.host.tell(&ToHost::Signal { pid, tid, info: info.to_vec() });
+                }
             }
             Deputy::park_again(tracee, &image)
         });
         match taken {
             Ok(deputy) => {
-                self.place = Place::Away(Box::new(Away { host, deputy, image, stopping, looked }));
+                away.members.insert(at, Member { deputy, image, carried, stopping, continued, looked });
                 Ok(false)
             }
             Err(error) => {
-                tracing::error!(pid = self.args.pid, %error, "the deputy cannot be handled");
-                host.kill_guest();
-                host.link.close();
-                self.gone("exited", "the deputy is gone");
-                Ok(true)
+                tracing::error!(pid, %error, "a deputy cannot be handled");
+                away.host.kill_guest(Some(pid));
+                Ok(self.none_left("the deputy is gone"))
             }
         }
     }
 
-    fn deputy_died(&mut self, detail: &str) -> bool {
+    /// Somebody at home has killed a deputy: its guest dies too.
+    fn deputy_died(&mut self, pid: i32, detail: &str) -> bool {
+        if let Place::Away(away) = &mut self.place {
+            away.members.retain(|member| member.deputy.pid() != pid);
+            away.host.kill_guest(Some(pid));
+        }
+        self.none_left(detail)
+    }
+
+    /// If none of the subtree is left, the shepherd's work is done.
+    fn none_left(&mut self, detail: &str) -> bool {
+        if matches!(&self.place, Place::Away(away) if !away.members.is_empty()) {
+            return false;
+        }
         if let Place::Away(away) = std::mem::replace(&mut self.place, Place::Gone) {
-            away.host.kill_guest();
+            if let Some(view) = self.view.take() {
+                view.disconnect(away.host.view_connection);
+                view.release_all();
+            }
             away.host.link.close();
         }
         self.gone("exited", detail);

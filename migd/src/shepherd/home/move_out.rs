@@ -3,18 +3,23 @@
 use super::super::control::TargetNode;
 use super::super::link::ImageWriter;
 use super::super::session::{self, SendFigures, Welcome};
+use super::carry::Carried;
 use super::conduct::{Parties, step_of};
+use super::objects::Kept;
 use super::peer::Host;
 use super::record;
-use super::{Away, Event, Freeze, Home, MoveError, Place, STALL_LIMIT, STEP_LIMIT};
+use super::{Away, Event, Freeze, Home, Member, MoveError, Place, STALL_LIMIT, STEP_LIMIT};
 use crate::homefs::HomeView;
 use crate::protocol::{HomeEvent, Order, Outcome};
 use crate::shepherd::control::MoveFigures;
 use crate::shepherd::preflight;
 use checkpoint::deputy::Deputy;
+use checkpoint::dump::objects::{self, Object};
+use checkpoint::dump::tree::FrozenTree;
 use checkpoint::image::ProcessImage;
 use checkpoint::image::stream::{Options, StreamWriter};
-use checkpoint::tracee::{Tracee, TraceeError};
+use checkpoint::inventory::Rules;
+use checkpoint::tracee::TraceeError;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -46,31 +51,28 @@ impl Home {
             freeze: None,
             figures: None,
             sent: SendFigures::default(),
-            tracee: None,
-            image: None,
-            deputy: None,
+            tree: None,
+            images: Vec::new(),
+            carried: Vec::new(),
+            members: Vec::new(),
+            objects: Kept::default(),
             why: None,
         };
         let outcome = self.conduct(epoch, &mut parties);
-        let Out { host, image, deputy, why, figures, tracee, .. } = parties;
-        let place = match (outcome, deputy, image) {
-            (Outcome::Moved, Some(deputy), Some(image)) => {
+        let Out { host, members, why, figures, tree, images, objects, .. } = parties;
+        let place = match outcome {
+            Outcome::Moved if !members.is_empty() => {
+                let family = images.iter().map(|image| image.pid).collect();
                 return (
-                    Place::Away(Box::new(Away {
-                        host,
-                        deputy,
-                        image,
-                        stopping: None,
-                        looked: Instant::now(),
-                    })),
+                    Place::Away(Box::new(Away { host, members, family, objects })),
                     Ok(figures.unwrap_or_default()),
                 );
             }
-            (Outcome::Failed, _, _) => Place::Home,
+            Outcome::Failed => Place::Home,
             _ => Place::Gone,
         };
         // Thawed by dropping, should it still stand here.
-        drop(tracee);
+        drop(tree);
         host.link.close();
         self.view = None;
         record::remove(&self.args.record);
@@ -135,7 +137,7 @@ impl Home {
             uid: preflight::owner(pid).ok_or(MoveError::Ended)?,
             command: preflight::command_line(pid),
             utsname: preflight::utsname(),
-            clocks_ns: preflight::clocks_ns(),
+            clocks_ns: preflight::clocks_of_ns(pid),
             token: self.token,
             terminal,
             tid_base: preflight::tid_base(pid, pid_max),
@@ -154,9 +156,11 @@ struct Out {
     freeze: Option<Freeze>,
     figures: Option<MoveFigures>,
     sent: SendFigures,
-    tracee: Option<Tracee>,
-    image: Option<ProcessImage>,
-    deputy: Option<Deputy>,
+    tree: Option<FrozenTree>,
+    images: Vec<ProcessImage>,
+    carried: Vec<Carried>,
+    members: Vec<Member>,
+    objects: Kept,
     why: Option<MoveError>,
 }
 
@@ -193,8 +197,8 @@ impl Parties for Out {
                 }
             },
             Order::Abort => {
-                if let Some(tracee) = self.tracee.take()
-                    && let Err(error) = tracee.thaw()
+                if let Some(tree) = self.tree.take()
+                    && let Err(error) = tree.thaw()
                 {
                     self.why = Some(from_tracee(error));
                 }
@@ -202,12 +206,7 @@ impl Parties for Out {
             }
             Order::Forget => {
                 self.figures = self.freeze.map(|freeze| freeze.figures(self.sent));
-                if let (Some(tracee), Some(image)) = (self.tracee.take(), &self.image) {
-                    match Deputy::park(tracee, image) {
-                        Ok(deputy) => self.deputy = Some(deputy),
-                        Err(error) => self.why = Some(from_tracee(error)),
-                    }
-                }
+                self.park();
                 Vec::new()
             }
             Order::Prepare | Order::Commit => Vec::new(),
@@ -237,42 +236,94 @@ impl Out {
     fn freeze_and_send(&mut self, home: &mut Home) -> Result<(), MoveError> {
         home.progress(self.id, "freezing", 0, 0);
         self.freeze = Some(Freeze(Instant::now()));
-        let tracee = self.tracee.insert(Tracee::freeze(home.args.pid).map_err(from_tracee)?);
-        let mut image = checkpoint::dump::read_state(tracee).map_err(MoveError::failed)?;
-        let blockers = preflight::blockers_of_image(&image);
+        let tree = self.tree.insert(FrozenTree::freeze(home.args.pid).map_err(from_tracee)?);
+        let mut images = tree.read_states().map_err(MoveError::failed)?;
+        let blockers = preflight::blockers_of_images(&images);
         if !blockers.is_empty() {
             return Err(MoveError::Blocked(blockers));
         }
-        home.carry_out(&mut image)?;
+        let objects = objects::collect(&tree.pids(), &mut images, Rules::Homed).map_err(MoveError::failed)?;
+        self.carried = home.carry_out(&mut images, &objects)?;
+        if let Some(view) = &home.view {
+            images.iter().for_each(|image| view.allow(&image.creds.uids, &image.creds.gids));
+            view.set_family(images.iter().map(|image| image.pid).collect());
+        }
         home.progress(self.id, "copying", 0, 0);
         let (link, credits) = (self.host.link.clone(), self.host.credits.clone());
-        self.sent = send_image(link, credits, tracee, &image, self.deadline).map_err(MoveError::failed)?;
-        self.image = Some(image);
+        self.sent = send_images(link, credits, self.epoch, tree, &images, &objects, self.deadline)
+            .map_err(MoveError::failed)?;
+        self.objects = Kept::of(objects)?;
+        home.pids = images.iter().map(|image| image.pid).collect();
+        self.images = images;
         Ok(())
+    }
+
+    /// They run elsewhere: each becomes its own deputy.
+    fn park(&mut self) {
+        let Some(tree) = self.tree.take() else { return };
+        let carried = std::mem::take(&mut self.carried);
+        for ((tracee, image), carried) in tree.into_tracees().into_iter().zip(&self.images).zip(carried) {
+            match Deputy::park(tracee, image) {
+                Ok(deputy) => self.members.push(Member {
+                    deputy,
+                    image: image.clone(),
+                    carried,
+                    stopping: image.signals.stopped_by,
+                    continued: false,
+                    looked: Instant::now(),
+                }),
+                Err(error) => {
+                    // Killed just now: its guest goes with it.
+                    self.host.kill_guest(Some(image.pid));
+                    self.why = Some(from_tracee(error));
+                }
+            }
+        }
+        self.objects.empty();
     }
 }
 
-/// Sends state and pages of a frozen process.
-pub(in crate::shepherd) fn send_image(
+/// Sends the states and pages of frozen processes, and what they share; pages that a child has in common with its
+/// parent once.
+pub(in crate::shepherd) fn send_images(
     link: super::super::link::Link,
     credits: std::sync::Arc<super::super::link::Credits>,
-    tracee: &Tracee,
-    image: &ProcessImage,
+    epoch: u64,
+    tree: &FrozenTree,
+    images: &[ProcessImage],
+    objects: &[Object],
     deadline: Instant,
 ) -> anyhow::Result<SendFigures> {
-    let writer = ImageWriter::new(link, credits, STALL_LIMIT);
+    let in_time = || match Instant::now() >= deadline {
+        true => Err(anyhow::anyhow!("the time given for the move is over")),
+        false => Ok(()),
+    };
+    let writer = ImageWriter::new(link, credits, epoch, STALL_LIMIT);
     let mut stream = StreamWriter::new(writer, Options::default())?;
-    stream.state(image)?;
-    checkpoint::dump::for_each_run(tracee, &image.mm, |run| -> anyhow::Result<()> {
-        if Instant::now() >= deadline {
-            anyhow::bail!("the time given for the move is over");
+    for image in images {
+        stream.state(image)?;
+    }
+    for object in objects {
+        stream.object(&object.image)?;
+        object.for_each_run(|offset, bytes| -> anyhow::Result<()> {
+            in_time()?;
+            Ok(stream.data(offset, bytes)?)
+        })?;
+    }
+    for index in 0..images.len() {
+        if index > 0 || !objects.is_empty() {
+            stream.process(index)?;
         }
-        match run {
-            checkpoint::dump::Run::Data { addr, bytes } => stream.data(addr, bytes)?,
-            checkpoint::dump::Run::Zero { addr, len } => stream.zero(addr, len)?,
-        }
-        Ok(())
-    })?;
+        tree.for_each_run(images, index, |run| -> anyhow::Result<()> {
+            in_time()?;
+            match run {
+                checkpoint::dump::Run::Data { addr, bytes } => stream.data(addr, bytes)?,
+                checkpoint::dump::Run::Zero { addr, len } => stream.zero(addr, len)?,
+                checkpoint::dump::Run::Same { addr, len } => stream.same(addr, len)?,
+            }
+            Ok(())
+        })?;
+    }
     let (_, stats) = stream.finish()?;
     Ok(SendFigures { bytes: stats.raw_bytes, wire_bytes: stats.wire_bytes, pages: stats.pages })
 }

@@ -39,6 +39,7 @@ impl Home {
             sent: SendFigures::default(),
             why: None,
         };
+        self.pids = away.pids();
         let outcome = self.conduct(epoch, &mut parties);
         let (why, figures) = (parties.why.take(), parties.figures.take());
         away.host.end_relay(&target);
@@ -58,7 +59,8 @@ impl Home {
                     view.disconnect(target.view_connection);
                 }
                 let node = away.host.name.clone();
-                let back = Record { pid: self.args.pid, epoch, node, refilling: false };
+                let pids = away.pids();
+                let back = Record { pid: self.args.pid, epoch, node, refilling: false, pids };
                 if let Err(error) = record::commit(&self.args.record, &back) {
                     // Read by nobody but the daemon, and only if this shepherd dies.
                     tracing::warn!(%error, "the record could not be set right");

@@ -156,8 +156,9 @@ impl Host {
         self.tell(&ToHost::Move(Step { epoch, kind }))
     }
 
-    pub fn kill_guest(&self) {
-        let _ = self.tell(&ToHost::Kill { signal: libc::SIGKILL });
+    /// Kills one guest, or all of them.
+    pub fn kill_guest(&self, pid: Option<i32>) {
+        let _ = self.tell(&ToHost::Kill { pid, signal: libc::SIGKILL });
     }
 
     pub fn answer(&self, id: u64, reply: Reply) {

@@ -17,6 +17,9 @@ pub struct Record {
     /// It is on its way home: what stands here of it is no longer what it was before it left.
     #[serde(default)]
     pub refilling: bool,
+    /// It and its descendants that are with it.
+    #[serde(default)]
+    pub pids: Vec<i32>,
 }
 
 /// Where a daemon with this runtime directory keeps the record of a process.

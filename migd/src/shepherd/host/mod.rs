@@ -6,6 +6,7 @@
 //! Threads: the main one owns ptrace; the link has two; the home file system has its readers; the
 //! supervisor has its own. A thread that is to touch the guest with ptrace asks the main one.
 
+mod objects;
 mod receive;
 mod send;
 mod serve;
@@ -20,11 +21,13 @@ use super::supervisor::Supervisor;
 use crate::cluster_key::ClusterKey;
 use crate::homefs::{HostHooks, HostView, InterruptReply, Wire};
 use crate::protocol::{Order, Source, SourceEvent, Target, TargetEvent};
+use checkpoint::dump::tree::FrozenTree;
 use checkpoint::image::codec;
-use checkpoint::tracee::Tracee;
-use std::collections::HashMap;
+use checkpoint::tracee::{Tracee, TraceeError};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -36,6 +39,8 @@ pub const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 /// After losing home, the guest stands still; after this it is thrown away. Home waits so long, after
 /// its own silence limit, before it lets another copy run.
 pub const LEASE_LIMIT: Duration = Duration::from_secs(2);
+/// How long home may take to read the last that is told.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 /// How long home may take between its steps of a move.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -71,6 +76,8 @@ struct Wiring {
     sender: Sender<Event>,
     /// The guest is being frozen: interrupted calls end at once, the freeze repairs them.
     freezing: AtomicBool,
+    /// Who runs here, by their PIDs at home.
+    guests: Mutex<HashSet<i32>>,
     /// Who waits for which answer of home's.
     questions: Mutex<HashMap<u64, mpsc::Sender<super::session::Reply>>>,
 }
@@ -144,11 +151,19 @@ impl HostHooks for Wiring {
     }
 }
 
-/// The guest, once it runs.
+/// A process of the subtree, once it runs.
 struct Guest {
     /// PID as we see it.
     pid: i32,
+    /// PID as it sees it itself, the same as at home.
+    inside: i32,
     supervisor: Supervisor,
+    /// Readable when it has ended.
+    pidfd: OwnedFd,
+    /// Its parent is not of the subtree: the house's PID 1 tells of it.
+    top: bool,
+    /// Home was told that it stands stopped.
+    stopped: bool,
 }
 
 struct Host {
@@ -158,9 +173,18 @@ struct Host {
     control: ControlServer<HostEvent>,
     welcome: Option<Welcome>,
     house: Option<GuestHouse>,
-    guest: Option<Guest>,
-    /// Before the commit, and again when the guest is to move on: it stands here.
-    standing: Option<Tracee>,
+    /// Those that run here, parents first.
+    guests: Vec<Guest>,
+    /// They have been let run.
+    released: bool,
+    /// Before the commit: they stand here, each with its filter's listener.
+    built: Vec<receive::Built>,
+    /// The guests are to move on, and stand here.
+    standing: Option<FrozenTree>,
+    /// Group and session at home of everybody who came, zombies too.
+    relations: HashMap<i32, (i32, i32)>,
+    /// What came of memory and files without a name.
+    objects: objects::Known,
     target: Target,
     source: Source,
     /// Why it ends, or why a move failed.
@@ -190,6 +214,7 @@ pub fn main(args: HostArgs) -> anyhow::Result<()> {
         credits: Arc::default(),
         sender: inbox.sender(),
         freezing: AtomicBool::new(false),
+        guests: Mutex::default(),
         questions: Mutex::default(),
     });
     let stream = std::net::TcpStream::from(connection());
@@ -204,8 +229,12 @@ pub fn main(args: HostArgs) -> anyhow::Result<()> {
         control,
         welcome: None,
         house: None,
-        guest: None,
+        guests: Vec::new(),
+        released: false,
+        built: Vec::new(),
         standing: None,
+        relations: HashMap::new(),
+        objects: objects::Known::default(),
         target: Target::default(),
         source: Source::default(),
         why: String::new(),
@@ -216,8 +245,8 @@ pub fn main(args: HostArgs) -> anyhow::Result<()> {
     host.control.flush();
     drop(host.house.take());
     link.close();
-    // The link's writer has the last message still to send.
-    std::thread::sleep(Duration::from_millis(50));
+    // Home must have read how the guests ended.
+    link.await_end(LEAVE_LIMIT);
     let _ = std::fs::remove_file(control_path);
     Ok(())
 }
@@ -239,12 +268,18 @@ impl Host {
             if let Some(why) = self.attend_house()? {
                 return Ok(why);
             }
+            self.attend_ends();
+            if self.released && self.guests.is_empty() {
+                return Ok("the guests have ended".into());
+            }
             self.tell_stat();
-            if self.guest.is_none() && started.elapsed() > STEP_LIMIT {
+            if !self.released && started.elapsed() > STEP_LIMIT {
                 return Ok("home began no move".into());
             }
-            let more = self.house.as_ref().map(|house| house.as_fd());
-            self.inbox.wait(Instant::now() + Duration::from_millis(500), more)?;
+            let house = self.house.as_ref().map(|house| house.as_fd());
+            let ends = self.guests.iter().filter(|guest| !guest.top).map(|guest| guest.pidfd.as_fd());
+            let more: Vec<BorrowedFd<'_>> = house.into_iter().chain(ends).collect();
+            self.inbox.wait(Instant::now() + Duration::from_millis(500), &more)?;
         }
     }
 
@@ -252,11 +287,11 @@ impl Host {
         match event {
             Event::Message(ToHost::Welcome(welcome)) => {
                 self.welcome = Some(*welcome);
-                self.tell_daemon("arriving", None);
+                self.tell_daemon("arriving");
             }
             Event::Message(ToHost::Move(step)) => return self.step(step),
-            Event::Message(ToHost::Signal { tid, info }) => self.pass_signal(tid, &info),
-            Event::Message(ToHost::Kill { signal }) => self.kill(signal),
+            Event::Message(ToHost::Signal { pid, tid, info }) => self.pass_signal(pid, tid, &info),
+            Event::Message(ToHost::Kill { pid, signal }) => self.kill(pid, signal),
             // Taken by the sink.
             Event::Message(ToHost::Answer { .. }) => {}
             Event::Order(HostOrder::SendHome) => {
@@ -272,7 +307,7 @@ impl Host {
         let epoch = step.epoch;
         match step.kind {
             StepKind::Prepare => self.as_target(epoch, TargetEvent::Order(Order::Prepare)),
-            StepKind::Freeze if self.guest.is_some() => {
+            StepKind::Freeze if !self.guests.is_empty() => {
                 self.as_source(epoch, SourceEvent::Order(Order::Freeze))
             }
             StepKind::Freeze => {
@@ -280,7 +315,7 @@ impl Host {
                 Ok(Next::Go)
             }
             // Of a move that is over.
-            StepKind::Abort { why } if self.guest.is_none() => {
+            StepKind::Abort { why } if !self.released => {
                 self.why = format!("home gave up: {why}");
                 self.as_target(epoch, TargetEvent::Order(Order::Abort))
             }
@@ -292,7 +327,7 @@ impl Host {
     /// back for it.
     fn home_lost(&mut self, why: &str) -> anyhow::Result<Next> {
         self.why = format!("home was lost: {why}");
-        if self.guest.is_none() {
+        if !self.released {
             return self.as_target(0, TargetEvent::LinkLost);
         }
         self.as_source(0, SourceEvent::LinkLost)?;
@@ -334,7 +369,7 @@ impl Host {
                 return Err("home did not answer in time".into());
             }
             self.inbox
-                .wait(deadline.min(Instant::now() + Duration::from_millis(100)), None)
+                .wait(deadline.min(Instant::now() + Duration::from_millis(100)), &[])
                 .map_err(|error| error.to_string())?;
         }
     }
@@ -358,49 +393,91 @@ impl Host {
         self.reply(epoch, StepKind::Failed { blockers: Vec::new(), why });
     }
 
-    fn tell_daemon(&self, state: &str, pid: Option<i32>) {
+    fn tell_daemon(&self, state: &str) {
         let Some(welcome) = &self.welcome else { return };
+        let of_root = self.guests.iter().find(|guest| guest.inside == welcome.pid);
+        let others = self.guests.iter().filter(|guest| guest.inside != welcome.pid);
         self.control.send(&HostEvent::Guest {
             home_pid: welcome.pid,
             home: welcome.home.clone(),
-            pid,
+            pid: of_root.map(|guest| guest.pid),
             uid: welcome.uid,
             state: state.into(),
             command: welcome.command.clone(),
+            others: others.map(|guest| (guest.inside, guest.pid)).collect(),
         });
     }
 
-    /// Looks at what the guest's init tells; `Some`: the shepherd's work is done.
+    /// Looks at what the house's PID 1 tells; `Some`: the shepherd's work is done.
     fn attend_house(&mut self) -> anyhow::Result<Option<String>> {
         for _ in 0..64 {
             let Some(house) = &mut self.house else { return Ok(None) };
             match house.next_event()? {
                 None => return Ok(None),
-                Some(HouseEvent::Ended { status }) => {
-                    if self.guest.is_some() {
-                        self.tell(&ToHome::Ended { status });
+                Some(HouseEvent::Ended { pid, status }) => self.ended(pid, status),
+                Some(HouseEvent::Stopped { pid, signal }) => {
+                    if let Some(guest) = self.guests.iter_mut().find(|guest| guest.inside == pid) {
+                        guest.stopped = true;
+                        self.tell(&ToHome::Stopped { pid, signal });
                     }
-                    return Ok(Some("the guest has ended".into()));
                 }
-                Some(HouseEvent::Stopped { signal }) => self.tell(&ToHome::Stopped { signal }),
-                Some(HouseEvent::Continued) => self.tell(&ToHome::Continued),
-                Some(HouseEvent::Gone) => return Ok(Some("the guest's init is gone".into())),
+                Some(HouseEvent::Continued { pid }) => {
+                    if let Some(guest) = self.guests.iter_mut().find(|guest| guest.inside == pid) {
+                        guest.stopped = false;
+                        self.tell(&ToHome::Continued { pid });
+                    }
+                }
+                Some(HouseEvent::Gone) => {
+                    self.attend_ends();
+                    return Ok(Some("the guests' init is gone".into()));
+                }
             }
         }
         Ok(None)
     }
 
-    fn frozen(&self, pid: i32) -> Result<Tracee, checkpoint::tracee::TraceeError> {
+    /// Looks for guests that have ended and of whom only their parent hears.
+    fn attend_ends(&mut self) {
+        for (pid, inside) in self.ended_children() {
+            // A zombie tells how it ended. One that is gone was waited for: nobody can ask any more.
+            self.ended(inside, super::preflight::exit_status(pid).unwrap_or(0));
+        }
+    }
+
+    fn ended_children(&self) -> Vec<(i32, i32)> {
+        let children = self.guests.iter().filter(|guest| !guest.top);
+        let ended = children.filter(|guest| {
+            let mut asked = [PollFd::new(guest.pidfd.as_fd(), PollFlags::POLLIN)];
+            poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        });
+        ended.map(|guest| (guest.pid, guest.inside)).collect()
+    }
+
+    fn ended(&mut self, inside: i32, status: i32) {
+        let Some(at) = self.guests.iter().position(|guest| guest.inside == inside) else { return };
+        lock(&self.wiring.guests).remove(&inside);
+        drop(self.guests.remove(at));
+        self.tell(&ToHome::Ended { pid: inside, status });
+        self.tell_daemon("running");
+    }
+
+    /// Freezes all guests, whatever calls they wait in.
+    fn freeze_all(&self) -> Result<FrozenTree, TraceeError> {
         self.wiring.freezing.store(true, Ordering::Release);
-        // A call of the guest's that waits in its filter is let go by the supervisor alone.
-        let result = match &self.guest {
-            Some(guest) if guest.pid == pid => guest.supervisor.freeze(),
-            _ => Tracee::freeze(pid),
-        };
+        let pids: Vec<i32> = self.guests.iter().map(|guest| guest.pid).collect();
+        let result = FrozenTree::freeze_with(&pids, &mut |pid| self.freeze_one(pid));
         if result.is_err() {
             self.wiring.freezing.store(false, Ordering::Release);
         }
         result
+    }
+
+    /// A call of a guest's that waits in its filter is let go by the supervisor alone.
+    fn freeze_one(&self, pid: i32) -> Result<Tracee, TraceeError> {
+        match self.guests.iter().find(|guest| guest.pid == pid) {
+            Some(guest) => guest.supervisor.freeze(),
+            None => Tracee::freeze(pid),
+        }
     }
 
     fn thawed(&self) {

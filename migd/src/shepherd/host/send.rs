@@ -1,15 +1,17 @@
 //! The source's side of a move: freeze the guest, send its image, then forget it or let it run on.
 
-use super::super::home::send_image;
+use super::super::home::send_images;
 use super::super::session::{SendFigures, StepKind};
 use super::{Host, Next};
 use crate::homefs;
 use crate::protocol::{Order, SourceAction, SourceEvent};
 use crate::shepherd::preflight;
 use anyhow::Context;
+use checkpoint::dump::objects;
+use checkpoint::dump::tree::FrozenTree;
 use checkpoint::image::{FileKind, ProcessImage};
+use checkpoint::inventory::Rules;
 use checkpoint::sys::fd::{pidfd_getfd, pidfd_open};
-use checkpoint::tracee::Tracee;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -27,7 +29,7 @@ impl Host {
         while let Some(event) = events.pop_front() {
             for action in self.source.step(event) {
                 match action {
-                    SourceAction::FreezeAndSend => events.push_back(match self.freeze_and_send() {
+                    SourceAction::FreezeAndSend => events.push_back(match self.freeze_and_send(epoch) {
                         Ok(sent) => {
                             figures = sent;
                             SourceEvent::Sent
@@ -47,11 +49,11 @@ impl Host {
                         self.reply(epoch, StepKind::Failed { blockers, why });
                     }
                     SourceAction::Thaw => self.run_on()?,
-                    SourceAction::Suspend => self.kill(libc::SIGSTOP),
+                    SourceAction::Suspend => self.kill(None, libc::SIGSTOP),
                     SourceAction::Discard => {
                         // It dies with its house; nobody is told, because it lives elsewhere.
-                        self.guest = None;
-                        self.standing.take().map(Tracee::into_tids);
+                        self.guests.clear();
+                        self.standing.take().map(FrozenTree::into_tids);
                         return Ok(Next::End(self.why.clone()));
                     }
                     SourceAction::Ignore(event) => tracing::debug!(?event, "nothing follows from this"),
@@ -83,38 +85,60 @@ impl Host {
     }
 
     fn run_on(&mut self) -> anyhow::Result<()> {
-        let result = self.standing.take().map_or(Ok(()), Tracee::thaw);
+        let result = self.standing.take().map_or(Ok(()), FrozenTree::thaw);
         self.thawed();
         result.context("letting the guest run on")
     }
 
-    fn freeze_and_send(&mut self) -> Result<SendFigures, (anyhow::Error, Vec<crate::api::Blocker>)> {
-        let plain = |error: anyhow::Error| (error, Vec::new());
-        let pid = self.guest.as_ref().map(|guest| guest.pid);
-        let pid = pid.ok_or_else(|| plain(anyhow::anyhow!("there is no guest here")))?;
-        let frozen = self.frozen(pid);
-        let mut tracee =
-            frozen.map_err(|error| plain(anyhow::Error::new(error).context("freezing the guest")))?;
-        let result = self.send_frozen(&mut tracee);
-        self.standing = Some(tracee);
+    fn freeze_and_send(
+        &mut self,
+        epoch: u64,
+    ) -> Result<SendFigures, (anyhow::Error, Vec<crate::api::Blocker>)> {
+        let mut tree = self
+            .freeze_all()
+            .map_err(|error| (anyhow::Error::new(error).context("freezing the guest"), Vec::new()))?;
+        let result = self.send_frozen(epoch, &mut tree);
+        self.standing = Some(tree);
         result
     }
 
     fn send_frozen(
         &self,
-        tracee: &mut Tracee,
+        epoch: u64,
+        tree: &mut FrozenTree,
     ) -> Result<SendFigures, (anyhow::Error, Vec<crate::api::Blocker>)> {
         let plain = |error: anyhow::Error| (error, Vec::new());
-        let mut image = checkpoint::dump::read_state(tracee)
+        let mut images = tree
+            .read_states()
             .map_err(|error| plain(anyhow::Error::new(error).context("reading the guest's state")))?;
-        name_handles(tracee.pid(), &mut image).map_err(plain)?;
-        let blockers = preflight::blockers_of_image(&image);
+        for (tracee, image) in tree.tracees().zip(&mut images) {
+            image.forget_filters();
+            name_handles(tracee.pid(), image).map_err(plain)?;
+            self.name_relations(image);
+        }
+        let blockers = preflight::blockers_of_images(&images);
         if !blockers.is_empty() {
             return Err((anyhow::anyhow!("it has become unmovable"), blockers));
         }
+        let mut objects = objects::collect(&tree.pids(), &mut images, Rules::Homed)
+            .map_err(|error| plain(anyhow::Error::new(error).context("looking at what they share")))?;
+        self.objects.rename(&mut images, &mut objects);
         let link = self.wiring.link.get().ok_or_else(|| plain(anyhow::anyhow!("no link")))?.clone();
         let deadline = Instant::now() + Duration::from_secs(3600);
-        send_image(link, Arc::clone(&self.wiring.credits), tracee, &image, deadline).map_err(plain)
+        send_images(link, Arc::clone(&self.wiring.credits), epoch, tree, &images, &objects, deadline)
+            .map_err(plain)
+    }
+
+    /// Groups and sessions as they are at home, where alone they can change.
+    fn name_relations(&self, image: &mut ProcessImage) {
+        if let Some(&(pgid, sid)) = self.relations.get(&image.pid) {
+            (image.pgid, image.sid) = (pgid, sid);
+        }
+        for zombie in &mut image.zombies {
+            if let Some(&(pgid, sid)) = self.relations.get(&zombie.pid) {
+                (zombie.pgid, zombie.sid) = (pgid, sid);
+            }
+        }
     }
 }
 

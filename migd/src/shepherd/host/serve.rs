@@ -21,15 +21,17 @@ const STAT_EVERY: Duration = Duration::from_secs(1);
 
 impl Host {
     /// Queues a signal in the guest as if it had been sent to it here, with home's siginfo.
-    pub(super) fn pass_signal(&mut self, tid: Option<i32>, info: &[u8]) {
-        let (Some(guest), Ok(info)) = (&self.guest, SigInfo::try_from(info)) else { return };
+    pub(super) fn pass_signal(&mut self, pid: i32, tid: Option<i32>, info: &[u8]) {
+        let guest = self.guests.iter().find(|guest| guest.inside == pid);
+        let (Some(guest), Ok(info)) = (guest, SigInfo::try_from(info)) else { return };
         let queue = |mut tracee: Tracee| -> Result<(), TraceeError> {
             tracee.install_stub(&[])?;
             let thread = tid.and_then(|tid| super::super::preflight::index_inside(&tracee, tid));
             deputy::requeue_signal(&mut tracee, thread, &info)?;
             tracee.thaw()
         };
-        let result = self.frozen(guest.pid).and_then(queue);
+        self.wiring.freezing.store(true, Ordering::Release);
+        let result = guest.supervisor.freeze().and_then(queue);
         self.thawed();
         match result {
             // A guest that has just ended needs no signal.
@@ -38,17 +40,19 @@ impl Host {
         }
     }
 
-    pub(super) fn kill(&mut self, signal: i32) {
-        if let Some(house) = &mut self.house {
-            let _ = house.kill(signal);
+    /// Sends one guest, or all of them, a plain signal.
+    pub(super) fn kill(&mut self, pid: Option<i32>, signal: i32) {
+        let Some(house) = &mut self.house else { return };
+        for guest in self.guests.iter().filter(|guest| pid.is_none_or(|pid| guest.inside == pid)) {
+            let _ = house.kill(guest.inside, signal);
         }
     }
 
     pub(super) fn put_off(&mut self, message: ToHost) -> Option<ToHost> {
         // A kill is meant for whatever copy there is; a signal stays with the deputy, which home
         // does not let catch any during a move.
-        if let ToHost::Kill { signal } = &message {
-            self.kill(*signal);
+        if let ToHost::Kill { pid, signal } = &message {
+            self.kill(*pid, *signal);
         }
         Some(message)
     }
@@ -64,19 +68,37 @@ impl Host {
     }
 
     pub(super) fn tell_stat(&mut self) {
-        let Some(guest) = &self.guest else { return };
         if self.last_stat.elapsed() < STAT_EVERY {
             return;
         }
         self.last_stat = Instant::now();
-        if let Some((cpu_ms, rss_bytes, state)) = super::super::preflight::usage(guest.pid) {
-            self.tell(&ToHome::Stat { cpu_ms, rss_bytes, state });
+        let mut stopped = Vec::new();
+        for guest in &mut self.guests {
+            let pid = guest.inside;
+            let Some((cpu_ms, rss_bytes, state)) = super::super::preflight::usage(guest.pid) else {
+                continue;
+            };
+            stopped.push((pid, state == 'T', guest.top, cpu_ms, rss_bytes, state));
+        }
+        for (pid, stops, top, cpu_ms, rss_bytes, state) in stopped {
+            self.tell(&ToHome::Stat { pid, cpu_ms, rss_bytes, state });
+            // Of children only their parents hear that they stop; by which signal, nobody else can ask.
+            let Some(guest) = self.guests.iter_mut().find(|guest| guest.inside == pid && !top) else {
+                continue;
+            };
+            if std::mem::replace(&mut guest.stopped, stops) != stops {
+                match stops {
+                    true => self.tell(&ToHome::Stopped { pid, signal: libc::SIGSTOP as u8 }),
+                    false => self.tell(&ToHome::Continued { pid }),
+                }
+            }
         }
     }
+}
 
-    pub(super) fn supervisor_hooks(&self) -> Arc<dyn SupervisorHooks> {
-        Arc::new(Hooks(Arc::clone(&self.wiring)))
-    }
+/// What the supervisor of the guest `pid` (its PID at home) needs.
+pub(super) fn hooks(wiring: &Arc<Wiring>, pid: i32) -> Arc<dyn SupervisorHooks> {
+    Arc::new(Hooks { wiring: Arc::clone(wiring), pid })
 }
 
 fn repair(tid: i32, reply: InterruptReply) -> Result<(), nix::errno::Errno> {
@@ -106,11 +128,15 @@ fn repair(tid: i32, reply: InterruptReply) -> Result<(), nix::errno::Errno> {
 }
 
 /// What the supervisor's threads need.
-struct Hooks(Arc<Wiring>);
+struct Hooks {
+    wiring: Arc<Wiring>,
+    /// Whose supervisor: its PID at home.
+    pid: i32,
+}
 
 impl Hooks {
     fn tell(&self, message: &ToHome) -> io::Result<()> {
-        let link = self.0.link.get().ok_or(io::ErrorKind::NotConnected)?;
+        let link = self.wiring.link.get().ok_or(io::ErrorKind::NotConnected)?;
         let body = codec::encode(message).map_err(io::Error::other)?;
         link.send(super::Channel::Control, body)
     }
@@ -119,12 +145,12 @@ impl Hooks {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let id = SERIAL.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel();
-        lock(&self.0.questions).insert(id, sender);
-        let asked = self.tell(&ToHome::Ask { id, question });
+        lock(&self.wiring.questions).insert(id, sender);
+        let asked = self.tell(&ToHome::Ask { pid: self.pid, id, question });
         let reply = asked.and_then(|()| {
             receiver.recv_timeout(ANSWER_LIMIT).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
         });
-        lock(&self.0.questions).remove(&id);
+        lock(&self.wiring.questions).remove(&id);
         reply
     }
 }
@@ -136,6 +162,10 @@ impl SupervisorHooks for Hooks {
 
     fn terminal(&self, handle: u64, request: u64, value: u64, bytes: &[u8]) -> io::Result<Reply> {
         self.ask(Question::Terminal { handle, request, value, bytes: bytes.to_vec() })
+    }
+
+    fn is_relative(&self, pid: i32) -> bool {
+        lock(&self.wiring.guests).contains(&pid)
     }
 
     fn retreat(&self, reason: String) {

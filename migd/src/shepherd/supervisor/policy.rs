@@ -4,7 +4,8 @@
 //! change who the guest is or whom it knows, what needs a process, descriptor or memory that cannot
 //! come home yet, what acts on the whole machine, and what would silently give a wrong answer on
 //! another node. The deputy keeps its own credentials, limits, nice value, scheduling policy, affinity
-//! and personality, so these are changed at home too. What a program finds only in memory (paths, structures) a filter cannot see.
+//! and personality, so these are changed at home too. What is done to a process of the same subtree is done
+//! here, as it is here too. What a program finds only in memory (paths, structures) a filter cannot see.
 
 /// When a call is told to the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub enum What {
     /// Native if the argument is one of the guest's threads (and, for [`When::UnlessOwnProcess`], names
     /// a thread at all), else [`What::Retreat`].
     OwnThread(u8),
+    /// Native if the first argument is a process of the same subtree, else [`What::Retreat`].
+    Relative,
     /// A request of a file: see [`super::device`].
     Ioctl,
 }
@@ -91,7 +94,7 @@ macro_rules! rules {
     };
 }
 
-use What::{Clone3, Ioctl, OwnThread, ParentPid, ProcessGroup, Retreat, Session};
+use What::{Clone3, Ioctl, OwnThread, ParentPid, ProcessGroup, Relative, Retreat, Session};
 use When::{
     Always, DeviceRequest, In, Prlimit, SharedWritable, UnlessBits, UnlessIs, UnlessOwnProcess, UnlessSelf,
     UnlessSelfOrZero,
@@ -111,7 +114,7 @@ pub const RULES: &[Rule] = rules! {
     "fork" libc::SYS_fork, Always, Retreat;
     "vfork" libc::SYS_vfork, Always, Retreat;
     "execve" libc::SYS_execve, Always, Retreat;
-    "kill" libc::SYS_kill, UnlessSelf(0), Retreat;
+    "kill" libc::SYS_kill, UnlessSelf(0), Relative;
     "semget" libc::SYS_semget, Always, Retreat;
     "semop" libc::SYS_semop, Always, Retreat;
     "semctl" libc::SYS_semctl, Always, Retreat;
@@ -140,7 +143,7 @@ pub const RULES: &[Rule] = rules! {
     "setfsgid" libc::SYS_setfsgid, Always, Retreat;
     "getsid" libc::SYS_getsid, Always, Session;
     "capset" libc::SYS_capset, Always, Retreat;
-    "rt_sigqueueinfo" libc::SYS_rt_sigqueueinfo, UnlessSelf(0), Retreat;
+    "rt_sigqueueinfo" libc::SYS_rt_sigqueueinfo, UnlessSelf(0), Relative;
     "personality" libc::SYS_personality, UnlessIs(0, u32::MAX), Retreat;
     "ustat" libc::SYS_ustat, Always, Retreat;
     "getpriority" libc::SYS_getpriority, UnlessOwnProcess(0), OwnThread(1);
@@ -180,7 +183,7 @@ pub const RULES: &[Rule] = rules! {
     "remap_file_pages" libc::SYS_remap_file_pages, Always, Retreat;
     "semtimedop" libc::SYS_semtimedop, Always, Retreat;
     "clock_settime" libc::SYS_clock_settime, Always, Retreat;
-    "tgkill" libc::SYS_tgkill, UnlessSelf(0), Retreat;
+    "tgkill" libc::SYS_tgkill, UnlessSelf(0), Relative;
     "mq_open" libc::SYS_mq_open, Always, Retreat;
     "mq_unlink" libc::SYS_mq_unlink, Always, Retreat;
     "kexec_load" libc::SYS_kexec_load, Always, Retreat;
@@ -199,7 +202,7 @@ pub const RULES: &[Rule] = rules! {
     "move_pages" libc::SYS_move_pages, UnlessSelfOrZero(0), OwnThread(0);
     "pipe2" libc::SYS_pipe2, Always, Retreat;
     "inotify_init1" libc::SYS_inotify_init1, Always, Retreat;
-    "rt_tgsigqueueinfo" libc::SYS_rt_tgsigqueueinfo, UnlessSelf(0), Retreat;
+    "rt_tgsigqueueinfo" libc::SYS_rt_tgsigqueueinfo, UnlessSelf(0), Relative;
     "perf_event_open" libc::SYS_perf_event_open, Always, Retreat;
     "fanotify_init" libc::SYS_fanotify_init, Always, Retreat;
     "prlimit64" libc::SYS_prlimit64, Prlimit, Retreat;
@@ -215,7 +218,6 @@ pub const RULES: &[Rule] = rules! {
     "sched_setattr" libc::SYS_sched_setattr, Always, Retreat;
     "sched_getattr" libc::SYS_sched_getattr, UnlessSelfOrZero(0), OwnThread(0);
     "seccomp" libc::SYS_seccomp, Always, Retreat;
-    "memfd_create" libc::SYS_memfd_create, Always, Retreat;
     "kexec_file_load" libc::SYS_kexec_file_load, Always, Retreat;
     "bpf" libc::SYS_bpf, Always, Retreat;
     "execveat" libc::SYS_execveat, Always, Retreat;

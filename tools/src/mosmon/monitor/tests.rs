@@ -178,6 +178,7 @@ fn answers_are_told() {
     assert!(matches!(&monitor.popup, Some(Popup::Text(_, lines)) if lines[0].contains("fd 5: TCP")));
     let found = Explanation {
         pid: 42,
+        pids: vec![42],
         to: "node2".into(),
         blockers,
         predicted_bytes: 1,

@@ -28,7 +28,7 @@ pub fn describe(pid: i32, fd: i32, ino: u64) -> String {
 }
 
 /// The protocol's name, which the kernel shows as an extended attribute (net/socket.c).
-fn protocol(pid: i32, fd: i32) -> Option<String> {
+pub(super) fn protocol(pid: i32, fd: i32) -> Option<String> {
     let path = CString::new(format!("/proc/{pid}/fd/{fd}")).ok()?;
     let mut name = [0; 64];
     let length = xattr::get(&path, c"system.sockprotoname", &mut name).ok()?;

@@ -1,0 +1,223 @@
+//! The processes that are carried together, and what must be asked once for all of them: what every
+//! process of the machine has is asked of each of it, and must not be asked again for each of ours.
+
+use super::{locks, spread};
+use crate::image::{LockImage, Vma};
+use crate::proc::{self, maps};
+use crate::sys::kcmp::{self, Shared};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::ops::Deref;
+use std::sync::OnceLock;
+
+/// Parents before their children; a slice of PIDs for all other purposes.
+#[derive(Debug, Default)]
+pub struct Family {
+    pids: Vec<i32>,
+    members: BTreeSet<i32>,
+    pipes_outside: OnceLock<BTreeSet<u64>>,
+    fifos_outside: OnceLock<BTreeSet<(u64, u64)>>,
+    sharers: OnceLock<Sharers>,
+    posix_locks: OnceLock<Vec<LockImage>>,
+    anonymous: OnceLock<BTreeMap<u64, Vec<i32>>>,
+}
+
+/// What is looked for, and what it is called.
+pub const SHARED: [(Shared, &str); 3] = [
+    (Shared::Memory, "its memory (vfork or clone)"),
+    (Shared::Files, "its descriptor table"),
+    (Shared::Fs, "its working directory"),
+];
+
+/// For each of [`SHARED`] the sets of processes that share it, of more than one.
+type Sharers = [Vec<Vec<i32>>; SHARED.len()];
+
+impl Deref for Family {
+    type Target = [i32];
+
+    fn deref(&self) -> &[i32] {
+        &self.pids
+    }
+}
+
+impl Family {
+    /// The root first.
+    pub fn of(pids: Vec<i32>) -> Family {
+        Family { members: pids.iter().copied().collect(), pids, ..Family::default() }
+    }
+
+    /// Whether a process is one of them.
+    pub fn has(&self, pid: i32) -> bool {
+        self.members.contains(&pid)
+    }
+
+    /// What `look` says of each member from place `first` on, in their order.
+    pub fn map<T: Send>(&self, first: usize, look: impl Fn(i32) -> T + Sync) -> Vec<T> {
+        spread::over(self.pids.get(first..).unwrap_or_default(), look)
+    }
+
+    /// Inode numbers of the pipes that processes outside have an end of, when this is asked first.
+    pub fn pipes_outside(&self) -> &BTreeSet<u64> {
+        self.pipes_outside.get_or_init(|| {
+            let outside = proc::pids().into_iter().filter(|&other| !self.has(other));
+            outside.flat_map(pipes_of).collect()
+        })
+    }
+
+    /// Device and inode number of the FIFOs that processes outside have an end of, when this is asked first.
+    pub fn fifos_outside(&self) -> &BTreeSet<(u64, u64)> {
+        self.fifos_outside.get_or_init(|| {
+            let outside = proc::pids().into_iter().filter(|&other| !self.has(other));
+            outside.flat_map(fifos_of).collect()
+        })
+    }
+
+    /// The POSIX locks of all processes of the machine, when this is asked first. The kernel waits for a
+    /// grace period of RCU before it tells them (`locks_start`, fs/locks.c): some milliseconds.
+    pub fn posix_locks(&self) -> &[LockImage] {
+        self.posix_locks.get_or_init(locks::posix_locks)
+    }
+
+    /// Runs `look` while another thread asks already for what takes long and is asked of all.
+    pub fn with_locks_ahead<T>(&self, look: impl FnOnce() -> T) -> T {
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.posix_locks());
+            look()
+        })
+    }
+
+    /// Who maps shared anonymous memory, by its number; of all processes of the machine.
+    pub fn anonymous_memory(&self) -> &BTreeMap<u64, Vec<i32>> {
+        self.anonymous.get_or_init(|| {
+            let mut found: BTreeMap<u64, Vec<i32>> = BTreeMap::new();
+            for pid in proc::pids() {
+                // Who has ended maps nothing.
+                let Ok(text) = proc::read(pid, "maps") else { continue };
+                if !text.windows(9).any(|word| word == b"/dev/zero") {
+                    continue;
+                }
+                let ids: BTreeSet<u64> = maps::parse(&text).iter().filter_map(Vma::anonymous_id).collect();
+                ids.into_iter().for_each(|id| found.entry(id).or_default().push(pid));
+            }
+            found
+        })
+    }
+
+    /// Who shares something with `pid`: the place in [`SHARED`], and the other process.
+    pub fn sharing_with(&self, pid: i32) -> Vec<(usize, i32)> {
+        if self.len() <= 1 {
+            // One look at each is less than sorting them.
+            let others: Vec<i32> = proc::pids().into_iter().filter(|&other| other != pid).collect();
+            let shares =
+                |&(what, other): &(usize, i32)| kcmp::shared(pid, other, SHARED[what].0).unwrap_or(false);
+            return others
+                .iter()
+                .flat_map(|&other| (0..SHARED.len()).map(move |what| (what, other)))
+                .filter(shares)
+                .collect();
+        }
+        let sharers = self.sharers.get_or_init(|| SHARED.map(|(what, _)| sharers_of(what)));
+        let mut found = Vec::new();
+        for (what, sets) in sharers.iter().enumerate() {
+            let set = sets.iter().find(|set| set.contains(&pid));
+            found
+                .extend(set.into_iter().flatten().filter(|&&other| other != pid).map(|&other| (what, other)));
+        }
+        found
+    }
+}
+
+fn pipes_of(pid: i32) -> Vec<u64> {
+    let Ok(dir) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let number = |entry: fs::DirEntry| {
+        let link = fs::read_link(entry.path()).ok()?;
+        link.to_str()?.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
+    };
+    dir.flatten().filter_map(number).collect()
+}
+
+fn fifos_of(pid: i32) -> Vec<(u64, u64)> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let Ok(dir) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let identity = |entry: fs::DirEntry| {
+        // Most of what is open has no name that is a path, and need not be asked more.
+        fs::read_link(entry.path()).ok().filter(|link| link.is_absolute())?;
+        let meta = fs::metadata(entry.path()).ok()?;
+        meta.file_type().is_fifo().then(|| (meta.dev(), meta.ino()))
+    };
+    dir.flatten().filter_map(identity).collect()
+}
+
+/// All processes of the machine, those that share it together. kcmp(2) tells an order, so that each
+/// finds its place among n others in log n looks.
+fn sharers_of(what: Shared) -> Vec<Vec<i32>> {
+    sort_sharers(&proc::pids(), what)
+}
+
+/// The same of these processes alone.
+pub fn sort_sharers(pids: &[i32], what: Shared) -> Vec<Vec<i32>> {
+    let mut sets: Vec<Vec<i32>> = Vec::new();
+    for &pid in pids {
+        // Who ends meanwhile is left out, and so is who was to be compared with it.
+        let _ = insert(&mut sets, pid, what);
+    }
+    sets.retain(|set| set.len() > 1);
+    sets
+}
+
+fn insert(sets: &mut Vec<Vec<i32>>, pid: i32, what: Shared) -> Option<()> {
+    let (mut low, mut high) = (0, sets.len());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match kcmp::order(pid, sets[middle][0], what) {
+            Ok(Ordering::Equal) => {
+                sets[middle].push(pid);
+                return Some(());
+            }
+            Ok(Ordering::Less) => high = middle,
+            Ok(Ordering::Greater) => low = middle + 1,
+            Err(_) => {
+                kcmp::order(pid, pid, what).ok()?;
+                // Not this one: who stands for the set has ended.
+                sets[middle].remove(0);
+                if sets[middle].is_empty() {
+                    sets.remove(middle);
+                    high -= 1;
+                }
+            }
+        }
+    }
+    sets.insert(low, vec![pid]);
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorting_finds_who_looking_at_each_finds() {
+        // Threads of one process share everything: here a process and itself under another number.
+        let us = std::process::id() as i32;
+        let other = proc::tids(us).expect("threads").into_iter().find(|&tid| tid != us);
+        let mut sets = Vec::new();
+        for pid in [Some(us), other].into_iter().flatten() {
+            insert(&mut sets, pid, Shared::Memory).expect("is there");
+        }
+        assert_eq!(sets.len(), 1);
+        // PID 0 is nobody: neither it nor who is compared with it gets in the way.
+        assert_eq!(insert(&mut sets, 0, Shared::Memory), None);
+        let mut sets = vec![vec![0, us]];
+        insert(&mut sets, us, Shared::Memory).expect("is there");
+        assert_eq!(sets, [[us, us]]);
+    }
+
+    #[test]
+    fn pipes_of_others_are_found() {
+        let (reading, _writing) = nix::unistd::pipe().expect("a pipe");
+        let ino = nix::sys::stat::fstat(&reading).expect("stat").st_ino;
+        assert!(Family::of(vec![1]).pipes_outside().contains(&ino));
+        assert!(!Family::of(vec![std::process::id() as i32]).pipes_outside().contains(&ino));
+    }
+}

@@ -1,0 +1,21 @@
+PRAGMA journal_mode = WAL;
+PRAGMA wal_autocheckpoint = 200;
+CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT, b INTEGER);
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000)
+INSERT INTO t SELECT i, hex(i * 7919 % 65537), i * 48271 % 2147483647 FROM n;
+BEGIN;
+CREATE INDEX ti ON t (a, b);
+UPDATE t SET b = b + length(a) WHERE id % 3 = 0;
+COMMIT;
+BEGIN;
+DELETE FROM t WHERE id % 2 = 0;
+ROLLBACK;
+SELECT a, count(*), sum(b), max(id) FROM t GROUP BY a ORDER BY 3 DESC LIMIT 50;
+WITH RECURSIVE n(i) AS (SELECT 200001 UNION ALL SELECT i + 1 FROM n WHERE i < 320000)
+INSERT INTO t SELECT i, hex(i * 7919 % 65537), i * 48271 % 2147483647 FROM n;
+DELETE FROM t WHERE id % 7 = 3;
+SELECT sum(b), count(DISTINCT a) FROM t;
+PRAGMA integrity_check;
+PRAGMA wal_checkpoint(TRUNCATE);
+VACUUM;
+SELECT count(*), sum(id), sum(b) FROM t;
