@@ -199,7 +199,12 @@ fn save(
 ) -> Result<(StreamStats, usize), Error> {
     for &(pid, _) in found {
         // A stub without a tracer was left by a program like this one that was killed.
-        if recover(pid)? == Recovered::Parked {
+        let found = match recover(pid) {
+            // A descendant that ended since it was looked at has nothing to be saved.
+            Err(TraceeError::Died { .. }) if pid != arguments.pid => continue,
+            found => found?,
+        };
+        if found == Recovered::Parked {
             let what = format!("process {pid} stands for a guest that runs on another node");
             return Err(Error::Blocked(vec![Blocker { kind: "kernel", what }]));
         }

@@ -1,8 +1,8 @@
 //! The processes that are carried together, and what must be asked once for all of them: what every
 //! process of the machine has is asked of each of it, and must not be asked again for each of ours.
 
-use super::{locks, spread};
-use crate::image::{LockImage, Vma};
+use super::spread;
+use crate::image::Vma;
 use crate::proc::{self, maps};
 use crate::sys::kcmp::{self, Shared};
 use std::cmp::Ordering;
@@ -19,7 +19,6 @@ pub struct Family {
     pipes_outside: OnceLock<BTreeSet<u64>>,
     fifos_outside: OnceLock<BTreeSet<(u64, u64)>>,
     sharers: OnceLock<Sharers>,
-    posix_locks: OnceLock<Vec<LockImage>>,
     anonymous: OnceLock<BTreeMap<u64, Vec<i32>>>,
 }
 
@@ -70,20 +69,6 @@ impl Family {
         self.fifos_outside.get_or_init(|| {
             let outside = proc::pids().into_iter().filter(|&other| !self.has(other));
             outside.flat_map(fifos_of).collect()
-        })
-    }
-
-    /// The POSIX locks of all processes of the machine, when this is asked first. The kernel waits for a
-    /// grace period of RCU before it tells them (`locks_start`, fs/locks.c): some milliseconds.
-    pub fn posix_locks(&self) -> &[LockImage] {
-        self.posix_locks.get_or_init(locks::posix_locks)
-    }
-
-    /// Runs `look` while another thread asks already for what takes long and is asked of all.
-    pub fn with_locks_ahead<T>(&self, look: impl FnOnce() -> T) -> T {
-        std::thread::scope(|scope| {
-            scope.spawn(|| self.posix_locks());
-            look()
         })
     }
 

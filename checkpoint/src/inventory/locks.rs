@@ -65,7 +65,10 @@ fn why_not(lock: &LockImage, rules: Rules) -> Option<&'static str> {
 }
 
 /// Locks of a live process that an image would lose: those that another process holds as well and
-/// would go on holding, and those that `/proc/locks` tells and no descriptor does.
+/// would go on holding. A POSIX lock is always told by a descriptor of its owner: a process loses it with
+/// any descriptor of the file, and threads with a descriptor table of their own are refused by name.
+/// `/proc/locks` is not asked: the kernel waits for a grace period of RCU first (`locks_start`,
+/// fs/locks.c), some milliseconds.
 pub fn of_others(pid: i32, family: &Family, files: &FilesImage, blockers: &mut Vec<Blocker>) {
     let through_description = |file: &&OpenFile| {
         file.locks.iter().any(|lock| matches!(lock.kind, LockKind::Flock | LockKind::Description))
@@ -78,21 +81,6 @@ pub fn of_others(pid: i32, family: &Family, files: &FilesImage, blockers: &mut V
             blockers.push(Blocker { kind: "lock", what });
         }
     }
-    let known: usize =
-        files.files.iter().flat_map(|file| &file.locks).filter(|lock| lock.kind == LockKind::Posix).count();
-    let mut held = family.posix_locks().iter().filter(|lock| lock.pid == pid);
-    if held.clone().count() > known
-        && let Some(lock) = held.next()
-    {
-        let what = format!("it holds {} through no descriptor of its own", lock.name());
-        blockers.push(Blocker { kind: "lock", what });
-    }
-}
-
-/// The POSIX locks of all processes.
-pub fn posix_locks() -> Vec<LockImage> {
-    let text = fs::read_to_string("/proc/locks").unwrap_or_default();
-    text.lines().filter_map(parse).filter(|lock| lock.kind == LockKind::Posix).collect()
 }
 
 /// A process outside of the family that has the same open file description.

@@ -30,6 +30,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+/// So often a family that changes is looked at before what is found in the way counts.
+const LOOKS: usize = 4;
+
 /// One reason why a process cannot be carried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocker {
@@ -105,10 +108,7 @@ impl InventoryError {
 /// Looks at a process that is carried alone.
 pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
     let family = Family::of(vec![pid]);
-    let mut found = match rules {
-        Rules::Standalone => family.with_locks_ahead(|| inspect_one(pid, rules, &family))?,
-        Rules::Homed => inspect_one(pid, rules, &family)?,
-    };
+    let mut found = inspect_one(pid, rules, &family)?;
     if rules == Rules::Standalone {
         let of_sockets = sockets::blockers(&[(pid, &found.files)], &[pid]);
         let of_terminals = terminals::blockers(&[(pid, &found.files)], &[pid]);
@@ -120,14 +120,29 @@ pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
 /// Looks at a process and all its descendants, which are to be carried together; parents come before
 /// their children. Those that end meanwhile are left out.
 pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, InventoryError> {
-    let family = Family::of(tree::descendants(root));
-    let of_root = match rules {
-        Rules::Standalone => family.with_locks_ahead(|| inspect_one(root, rules, &family))?,
-        Rules::Homed => inspect_one(root, rules, &family)?,
-    };
-    let mut found = vec![(root, of_root)];
+    let mut pids = tree::descendants(root);
+    let mut looks = 0;
+    loop {
+        let found = inspect_family(&Family::of(pids.clone()), rules)?;
+        looks += 1;
+        if found.iter().all(|(_, one)| one.blockers.is_empty()) || looks == LOOKS {
+            return Ok(found);
+        }
+        // A child that was born meanwhile looks like a stranger that shares things with its parent.
+        let now = tree::descendants(root);
+        if now == pids {
+            return Ok(found);
+        }
+        pids = now;
+    }
+}
+
+/// The same, of those that are in the family by now.
+fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>, InventoryError> {
+    let Some(&root) = family.first() else { return Ok(Vec::new()) };
+    let mut found = vec![(root, inspect_one(root, rules, family)?)];
     let look = |pid: i32| {
-        let inventory = inspect_one(pid, rules, &family).ok()?;
+        let inventory = inspect_one(pid, rules, family).ok()?;
         let ended = Status::read(pid).is_ok_and(|status| tree::has_ended(pid, &status));
         (!ended).then_some((pid, inventory))
     };
@@ -135,8 +150,8 @@ pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, In
     found.extend(family.map(1, look).into_iter().flatten());
     let tables: Vec<(i32, &FilesImage)> =
         found.iter().map(|(pid, one)| (proc::face(*pid), &one.files)).collect();
-    let of_terminals = terminals::blockers(&tables, &family);
-    for (pid, blocker) in sockets::blockers(&tables, &family).into_iter().chain(of_terminals) {
+    let of_terminals = terminals::blockers(&tables, family);
+    for (pid, blocker) in sockets::blockers(&tables, family).into_iter().chain(of_terminals) {
         if let Some((_, inventory)) =
             found.iter_mut().find(|(other, _)| *other == pid || proc::face(*other) == pid)
         {
@@ -154,9 +169,9 @@ pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, In
     let mut of_tree = Vec::new();
     // At home the processes keep their sessions and groups.
     if rules == Rules::Standalone {
-        let relations = tree::relations(&family);
+        let relations = tree::relations(family);
         relations::blockers(&relations, &tree::in_use, &mut of_tree);
-        shares::alive(&family, &relations, &mut of_tree);
+        shares::alive(family, &relations, &mut of_tree);
     }
     if let Some((_, inventory)) = found.first_mut() {
         inventory.blockers.append(&mut of_tree);

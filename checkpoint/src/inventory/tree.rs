@@ -186,13 +186,14 @@ const SAME_IN_ALL: [&str; 9] =
 pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Blocker>) {
     let mut tids = proc::tids(pid).unwrap_or_default();
     tids.truncate(MAX_THREADS);
-    let places = OF_THREADS.map(|name| namespace(proc::face(pid), name));
+    let face = proc::face(pid);
+    let places = OF_THREADS.map(|name| namespace(face, name));
     let mut looked = spread::over(&tids, |tid| {
         // One that has ended meanwhile has nothing.
         let Ok(thread) = Status::of_thread(pid, tid) else { return (false, None) };
         let found = of_thread(tid, &thread, status, rules)
-            .or_else(|| of_its_own(pid, tid, rules))
-            .or_else(|| elsewhere(pid, tid, &places));
+            .or_else(|| of_its_own((pid, face), tid, rules))
+            .or_else(|| elsewhere((pid, face), tid, &places));
         (thread.state() == 'D', found)
     });
     // One is enough: the others are mostly alike.
@@ -221,8 +222,11 @@ fn namespace(tid: i32, name: &str) -> Option<PathBuf> {
 }
 
 /// A namespace of its own, which nothing of a process tells.
-fn elsewhere(pid: i32, tid: i32, places: &[Option<PathBuf>; 6]) -> Option<(&'static str, String)> {
-    let face = proc::face(pid);
+fn elsewhere(
+    (pid, face): (i32, i32),
+    tid: i32,
+    places: &[Option<PathBuf>; 6],
+) -> Option<(&'static str, String)> {
     let differs = |name: &str, of_process: &Option<PathBuf>| {
         let of_thread = namespace(tid, name);
         // A PID namespace is shown when there is somebody in it; of one that has ended nothing is.
@@ -246,9 +250,8 @@ fn elsewhere(pid: i32, tid: i32, places: &[Option<PathBuf>; 6]) -> Option<(&'sta
 }
 
 /// What a thread no longer shares with its process (unshare(2)), and what of it an image cannot have.
-fn of_its_own(pid: i32, tid: i32, rules: Rules) -> Option<(&'static str, String)> {
+fn of_its_own((pid, face): (i32, i32), tid: i32, rules: Rules) -> Option<(&'static str, String)> {
     // A leader that has ended has nothing to compare with, and is named by itself.
-    let face = proc::face(pid);
     let apart = |what| tid != pid && tid != face && kcmp::shared(face, tid, what) == Ok(false);
     if apart(Shared::Files) {
         return Some(("tree", format!("thread {tid} has a descriptor table of its own (unshare)")));

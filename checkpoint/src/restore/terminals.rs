@@ -9,7 +9,7 @@ use crate::sys::pty::{self, Switch, TERMIOS};
 use crate::sys::socket;
 use crate::tracee::Tracee;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
@@ -279,12 +279,24 @@ fn put_input(
     Ok(())
 }
 
-fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
-    let deadline = Instant::now() + LIMIT;
+/// Writes all of it without waiting for a reader: there is none, and more than a pty holds would never go in.
+fn write_all(file: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    let written = write_while(file, bytes, Instant::now() + LIMIT);
+    fcntl(file, FcntlArg::F_SETFL(flags))?;
+    written
+}
+
+fn write_while(file: BorrowedFd<'_>, mut bytes: &[u8], deadline: Instant) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match nix::unistd::write(file, bytes) {
+            // The kernel makes room in the background.
+            Ok(0) | Err(Errno::EAGAIN) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(0) | Err(Errno::EAGAIN) => return Err(Errno::ENOSPC),
             Ok(n) => bytes = &bytes[n..],
-            Err(Errno::EAGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
             Err(errno) => return Err(errno),
         }
     }

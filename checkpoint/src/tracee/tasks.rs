@@ -85,7 +85,11 @@ pub fn wait_for_stop(tid: i32, deadline: Instant) -> Result<Option<Option<u8>>, 
     Err(wont_stop(tid))
 }
 
+/// Lets it run on to its event stop. Any stop takes the place of the one that was asked for (ptrace_stop()
+/// in kernel/signal.c clears JOBCTL_TRAP_STOP), so it is asked for again: with signals that come fast
+/// enough there would never be one.
 fn resume(tid: i32, signal: u8) -> Result<(), TraceeError> {
+    ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
     ptrace::cont(tid, signal).map_err(|e| TraceeError::kernel("PTRACE_CONT", tid, e))
 }
 

@@ -232,6 +232,11 @@ fn of_processes() -> Vec<(&'static str, Lie)> {
             Box::new(|images| images[0].files.terminals[0].termios.truncate(7)),
         ),
         (
+            // It was written without an end in sight.
+            "more output than a terminal holds",
+            Box::new(|images| images[0].files.terminals[0].output = vec![b'x'; 4 << 20]),
+        ),
+        (
             "a pipe that is not there",
             of_file(
                 |kind| *kind == FileKind::Memfd,
