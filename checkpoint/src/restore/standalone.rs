@@ -224,6 +224,10 @@ impl Restored {
 
     /// Lets them run (or stand stopped, if they were). The root is a child of this process.
     pub fn release(mut self) -> Result<i32, RestoreError> {
+        // If this program is killed before here, none of them is left; after, all run. What is between, where
+        // half a tree would be left, takes a microsecond a thread.
+        self.tracees.iter_mut().try_for_each(Tracee::settle)?;
+        self.tracees.iter_mut().try_for_each(Tracee::outlive)?;
         self.traces.iter().for_each(Traces::keep);
         // Children first: who waits for one finds it at work.
         while let Some(tracee) = self.tracees.pop() {

@@ -117,6 +117,8 @@ pub struct Tracee {
     made: Option<i32>,
     mem: File,
     live: bool,
+    /// All that was set is in its threads.
+    settled: bool,
     not_send: PhantomData<*const ()>,
 }
 
@@ -155,6 +157,7 @@ impl Tracee {
             made: None,
             mem,
             live: true,
+            settled: false,
             not_send: PhantomData,
         };
         let mut seized: BTreeSet<i32> = BTreeSet::new();
@@ -339,11 +342,32 @@ impl Tracee {
         Ok(())
     }
 
+    /// Does all of [`Tracee::release`] but letting go, which can hardly fail and takes next to no time then.
+    pub fn settle(&mut self) -> Result<(), TraceeError> {
+        self.apply_settings()?;
+        self.stand_in_calls()?;
+        self.settled = true;
+        Ok(())
+    }
+
+    /// It is no longer killed when its tracer ends, but let go by the kernel: for one that has settled that
+    /// is the same as [`Tracee::release`] (`exit_ptrace`, kernel/ptrace.c).
+    pub fn outlive(&mut self) -> Result<(), TraceeError> {
+        self.options &= !ptrace::O_EXITKILL;
+        for thread in &self.threads {
+            let tid = thread.found.tid;
+            ptrace::set_options(tid, self.options)
+                .map_err(|e| TraceeError::kernel("PTRACE_SETOPTIONS", tid, e))?;
+        }
+        Ok(())
+    }
+
     /// Lets it run from what was set; threads for which nothing was set go on from where they are.
     pub fn release(mut self) -> Result<(), TraceeError> {
         self.live = false;
-        self.apply_settings()?;
-        self.stand_in_calls()?;
+        if !self.settled {
+            self.settle()?;
+        }
         self.deliver_owed_stop();
         for thread in &self.threads {
             tasks::detach(thread.found.tid)?;
@@ -486,6 +510,7 @@ fn has_stub(pid: i32) -> Result<bool, TraceeError> {
         made: None,
         mem: tasks::open_mem(pid)?,
         live: false,
+        settled: false,
         not_send: PhantomData,
     };
     Ok(looking.find_stub().is_some())

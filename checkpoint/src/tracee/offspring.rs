@@ -90,6 +90,7 @@ impl Tracee {
             made: None,
             mem,
             live: true,
+            settled: false,
             not_send: PhantomData,
         })
     }
