@@ -11,7 +11,7 @@ use crate::dump::{DumpError, Run, objects};
 use crate::image::stream::{Compress, Options, StreamError, StreamStats, StreamWriter};
 use crate::inventory::{self, Blocker, Inventory, InventoryError, Rules};
 use crate::sys::ptrace::{self, Stop};
-use crate::tracee::{Recovered, TraceeError, recover};
+use crate::tracee::{Recovered, TraceeError, recover, stub};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -197,7 +197,11 @@ fn save(
     sink: Sink,
     interrupt: &Interrupt,
 ) -> Result<(StreamStats, usize), Error> {
-    for &(pid, _) in found {
+    for (pid, inventory) in found.iter().map(|(pid, inventory)| (*pid, inventory)) {
+        // What has no mapping like a stub's need not be looked at again.
+        if !inventory.vmas.iter().any(stub::may_be_code) {
+            continue;
+        }
         // A stub without a tracer was left by a program like this one that was killed.
         let found = match recover(pid) {
             // A descendant that ended since it was looked at has nothing to be saved.

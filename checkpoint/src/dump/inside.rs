@@ -11,7 +11,7 @@ use crate::restore::pkeys;
 use crate::sys::ptrace::Regs;
 use crate::sys::rlimit::LIMITS;
 use crate::tracee::restart::{self, Timeout, original_call};
-use crate::tracee::{Call, Reply, ThreadState, Tracee};
+use crate::tracee::{Call, Jobs, Reply, ThreadState, Tracee, must_each_of};
 
 /// Signals there are.
 const SIGNALS: u64 = 64;
@@ -30,6 +30,7 @@ pub struct Inside<'a> {
     pub process: ProcessAnswers,
     /// What each thread has answered.
     pub threads: Vec<ThreadAnswers>,
+    policies: Vec<Reply>,
 }
 
 /// What holds of a whole process.
@@ -102,22 +103,60 @@ pub struct ThreadAnswers {
     pub has_keyring: bool,
 }
 
-impl<'a> Inside<'a> {
-    /// Asks all threads, which takes a stub.
-    pub fn ask(tracee: &'a mut Tracee) -> Result<Inside<'a>, DumpError> {
-        let of_thread = thread_questions();
-        let of_leader = [process_questions(), of_thread.clone()].concat();
-        let jobs: Vec<(usize, &[Call])> = (0..tracee.thread_count())
-            .map(|i| (i, if i == 0 { of_leader.as_slice() } else { of_thread.as_slice() }))
-            .collect();
-        let mut replies = tracee.must_each(&jobs)?;
-        let leaders = replies.first_mut().map(std::mem::take).unwrap_or_default();
-        let mut leaders = leaders.into_iter();
+/// What a process has answered.
+pub struct Answers {
+    process: ProcessAnswers,
+    threads: Vec<ThreadAnswers>,
+    /// Of the policies of its mappings.
+    policies: Vec<Reply>,
+}
+
+/// Asks all threads of each, which takes a stub; with its mappings, of which there are questions too.
+pub fn ask(asked: Vec<(&mut Tracee, &[Vma])>) -> Result<Vec<Answers>, DumpError> {
+    let of_thread = thread_questions();
+    let of_process = [process_questions(), of_thread.clone()].concat();
+    let of_leaders: Vec<Vec<Call>> =
+        asked.iter().map(|(_, vmas)| [of_process.clone(), traits::policy_questions(vmas)].concat()).collect();
+    let mut jobs: Vec<(&mut Tracee, Jobs<'_>)> = asked
+        .into_iter()
+        .zip(&of_leaders)
+        .map(|((tracee, _), of_leader)| {
+            let calls = |i| if i == 0 { of_leader.as_slice() } else { of_thread.as_slice() };
+            let jobs = (0..tracee.thread_count()).map(|i| (i, calls(i))).collect();
+            (tracee, jobs)
+        })
+        .collect();
+    let replies = must_each_of(&mut jobs)?;
+    Ok(replies.into_iter().map(Answers::from).collect())
+}
+
+impl Answers {
+    /// The threads' replies, the leader's first.
+    fn from(replies: Vec<Vec<Reply>>) -> Answers {
+        let mut threads = replies.into_iter();
+        let mut leaders = threads.next().unwrap_or_default().into_iter();
         let process = ProcessAnswers::from(&mut leaders);
-        let mut threads = vec![ThreadAnswers::from(&mut leaders)];
-        threads
-            .extend(replies.into_iter().skip(1).map(|of_one| ThreadAnswers::from(&mut of_one.into_iter())));
-        Ok(Inside { tracee, process, threads })
+        let leader = ThreadAnswers::from(&mut leaders);
+        let policies = leaders.collect();
+        let others = threads.map(|of_one| ThreadAnswers::from(&mut of_one.into_iter()));
+        Answers { process, threads: std::iter::once(leader).chain(others).collect(), policies }
+    }
+}
+
+impl<'a> Inside<'a> {
+    pub fn new(tracee: &'a mut Tracee, answers: Answers) -> Inside<'a> {
+        let Answers { process, threads, policies } = answers;
+        Inside { tracee, process, threads, policies }
+    }
+
+    /// Its PID, if its leader has ended before the other threads.
+    pub fn lost_leader(&self) -> Option<i32> {
+        self.tracee.has_lost_its_leader().then(|| self.tracee.process())
+    }
+
+    /// The signal of the group stop it was found in.
+    pub fn group_stop(&self) -> Option<u8> {
+        self.tracee.group_stop()
     }
 
     pub fn pid(&self) -> i32 {
@@ -134,7 +173,7 @@ impl<'a> Inside<'a> {
         let mut found = self.process.traits.clone();
         found.thp_disable = self.process.thp_disable.max(0) as u32;
         found.has_keyring = self.threads.iter().any(|thread| thread.has_keyring);
-        found.policies = traits::policies(self.tracee, vmas, &leaders)?;
+        found.policies = traits::policies(self.tracee, vmas, &self.policies, &leaders)?;
         found.lock_future = traits::lock_future(self.tracee, vmas, status)?;
         traits::from_outside(self.pid(), &mut found);
         Ok(found)
@@ -154,6 +193,16 @@ impl<'a> Inside<'a> {
             bytes.clear();
         }
         bytes
+    }
+
+    /// Asks for the interval timers once more, if one is set: while others of a family were looked after, it
+    /// may have gone off.
+    pub fn ask_itimers_again(&mut self) -> Result<(), DumpError> {
+        if self.process.itimers.iter().any(|&(_, left)| left > 0) {
+            let replies = self.tracee.must_all(0, &itimer_questions())?;
+            self.process.itimers = itimers(&mut replies.into_iter());
+        }
+        Ok(())
     }
 
     /// POSIX timers, each by its id and clock.
@@ -270,10 +319,7 @@ fn process_questions() -> Vec<Call> {
     calls.extend((0..LIMITS).map(|resource| {
         Call::may("prlimit", libc::SYS_prlimit64, [0, resource.into(), 0, 0, 0, 0]).output(3, 16)
     }));
-    calls.extend(
-        (0..3)
-            .map(|which| Call::must("getitimer", libc::SYS_getitimer, [which, 0, 0, 0, 0, 0]).output(1, 32)),
-    );
+    calls.extend(itimer_questions());
     calls.extend([libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].map(|clock| {
         Call::must("clock_gettime", libc::SYS_clock_gettime, [clock as u64, 0, 0, 0, 0, 0]).output(1, 16)
     }));
@@ -285,6 +331,14 @@ fn process_questions() -> Vec<Call> {
     calls.extend(pkeys::questions());
     calls.extend(traits::process_questions());
     calls
+}
+
+fn itimer_questions() -> [Call; 3] {
+    [0, 1, 2].map(|which| Call::must("getitimer", libc::SYS_getitimer, [which, 0, 0, 0, 0, 0]).output(1, 32))
+}
+
+fn itimers(replies: &mut impl Iterator<Item = Reply>) -> [(u64, u64); 3] {
+    std::array::from_fn(|_| two_times(next(replies).answer(0), 1_000_000))
 }
 
 /// In the order in which [`ThreadAnswers::from`] takes the replies.
@@ -325,7 +379,7 @@ impl ProcessAnswers {
                 limits.push((resource, word(reply.answer(0), 0), word(reply.answer(0), 8)));
             }
         }
-        let itimers = std::array::from_fn(|_| two_times(next(replies).answer(0), 1_000_000));
+        let itimers = itimers(replies);
         let mut clock = || one_time(next(replies).answer(0));
         let clocks = (clock(), clock());
         let uname = next(replies);

@@ -27,14 +27,15 @@ use crate::image::cpu::CpuImage;
 use crate::image::reports::ReportImage;
 use crate::image::shares::{ApartImage, SharesImage};
 use crate::image::{
-    CredsImage, FsImage, MiscImage, MmImage, ProcessImage, RseqImage, SignalsImage, ThreadImage, Vma,
+    CredsImage, FilesImage, FsImage, MiscImage, MmImage, ProcessImage, RseqImage, SignalsImage, ThreadImage,
+    Vma,
 };
-use crate::inventory::{self, family::Family};
+use crate::inventory::{self, family::Family, spread};
 use crate::proc::{self, status::Stat, status::Status};
 use crate::sys::kcmp::{self, Shared};
 use crate::sys::pagemap_scan::Scanner;
 use crate::sys::{ptrace, sched};
-use crate::tracee::{Tracee, TraceeError};
+use crate::tracee::{Tracee, TraceeError, install_stubs};
 use inside::Inside;
 use std::io;
 
@@ -79,28 +80,40 @@ pub enum DumpError {
 /// `waits` is what was seen before the freeze.
 pub fn read_state(tracee: &mut Tracee, waits: &mut Waits) -> Result<ProcessImage, DumpError> {
     let alone = Family::of(vec![tracee.pid()]);
-    read_state_of(tracee, &alone, waits)
+    let mut images = read_states_of(vec![tracee], &alone, waits)?;
+    Ok(images.remove(0))
 }
 
-/// The same of a process that is carried with a family, itself among it.
-fn read_state_of(tracee: &mut Tracee, family: &Family, waits: &mut Waits) -> Result<ProcessImage, DumpError> {
+/// The same of processes that are carried together as `family`, in its order.
+fn read_states_of(
+    mut tracees: Vec<&mut Tracee>,
+    family: &Family,
+    waits: &mut Waits,
+) -> Result<Vec<ProcessImage>, DumpError> {
     waits.frozen();
-    let pid = tracee.pid();
-    let (vmas, creds_of_threads) = read_outside(tracee);
-    let mut vmas = vmas.map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
-    if let Some((at, len)) = tracee.stub_range() {
-        // A stub that is there already is none of the process' mappings.
-        vmas.retain(|vma| vma.end <= at || vma.start >= at + len);
+    let outsides = read_outsides(&tracees, family)?;
+    install_stubs(&mut tracees)?;
+    for tracee in &mut tracees {
+        waits.of_restart_blocks(tracee)?;
     }
-    timers::settle_timerfds(pid).map_err(|source| DumpError::Proc { what: "timerfds", pid, source })?;
-    let files =
-        inventory::files::read(pid, family).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
-    tracee.install_stub(&[])?;
-    waits.of_restart_blocks(tracee)?;
+    let asked =
+        tracees.iter_mut().zip(&outsides).map(|(tracee, outside)| (&mut **tracee, outside.vmas.as_slice()));
+    let answers = inside::ask(asked.collect())?;
+    let of_one = |((tracee, outside), answers)| read_state_of(Inside::new(tracee, answers), outside, waits);
+    tracees.into_iter().zip(outsides).zip(answers).map(of_one).collect()
+}
+
+/// The rest of one of them.
+fn read_state_of(
+    mut inside: Inside<'_>,
+    outside: Outside,
+    waits: &mut Waits,
+) -> Result<ProcessImage, DumpError> {
+    let Outside { vmas, files, creds_of_threads } = outside;
+    let pid = inside.pid();
     let status = status(pid)?;
     let stat = Stat::read(pid).map_err(|source| DumpError::Proc { what: "stat", pid, source })?;
-    let lost = tracee.has_lost_its_leader().then(|| tracee.process());
-    let mut inside = Inside::ask(tracee)?;
+    let (lost, stopped_by) = (inside.lost_leader(), inside.group_stop());
     let mm = read_mm(&inside, &stat, vmas)?;
     let mut timers = timers::read(&mut inside)?;
     // After the timers: what goes off meanwhile must not be lost.
@@ -108,7 +121,7 @@ fn read_state_of(tracee: &mut Tracee, family: &Family, waits: &mut Waits) -> Res
     let creds = read_creds(pid, &status, inside.process.securebits)?;
     let misc = read_misc(&inside)?;
     let (seccomp, filters) = seccomp::read(&inside, &status)?;
-    let mut threads = read_threads(&mut inside, &creds, creds_of_threads?, waits)?;
+    let mut threads = read_threads(&mut inside, &creds, creds_of_threads, waits)?;
     for (thread, filters) in threads.iter_mut().zip(filters) {
         thread.seccomp_filters = filters;
     }
@@ -129,7 +142,7 @@ fn read_state_of(tracee: &mut Tracee, family: &Family, waits: &mut Waits) -> Res
         parent_tid: 0,
         mm,
         threads,
-        signals: SignalsImage { actions, pending, stopped_by: tracee.group_stop() },
+        signals: SignalsImage { actions, pending, stopped_by },
         timers,
         creds,
         seccomp,
@@ -176,12 +189,39 @@ fn add_lost_leader(pid: i32, image: &mut ProcessImage) -> Result<(), DumpError> 
     Ok(())
 }
 
-/// Mappings, and credentials of the threads beside the leader, without their securebits: with many
-/// threads both are read at the same time.
-fn read_outside(tracee: &Tracee) -> (io::Result<Vec<Vma>>, Result<Vec<CredsImage>, DumpError>) {
+/// What of a frozen process is read from outside, before anything runs in it.
+struct Outside {
+    vmas: Vec<Vma>,
+    files: FilesImage,
+    /// Of the threads beside the leader, without their securebits.
+    creds_of_threads: Vec<CredsImage>,
+}
+
+/// Of all of them, several at the same time.
+fn read_outsides(tracees: &[&mut Tracee], family: &Family) -> Result<Vec<Outside>, DumpError> {
+    let known: Vec<(i32, Vec<i32>, Option<(u64, u64)>)> = tracees
+        .iter()
+        .map(|tracee| {
+            let tids = (1..tracee.thread_count()).map(|i| tracee.tid(i)).collect();
+            (tracee.pid(), tids, tracee.stub_range())
+        })
+        .collect();
+    let places: Vec<usize> = (0..known.len()).collect();
+    let read = |at: usize| {
+        let (pid, tids, stub) = &known[at];
+        read_outside(*pid, tids, *stub, family)
+    };
+    spread::over(&places, read).into_iter().collect()
+}
+
+/// With many threads, what is read of them and of all is read at the same time.
+fn read_outside(
+    pid: i32,
+    tids: &[i32],
+    stub: Option<(u64, u64)>,
+    family: &Family,
+) -> Result<Outside, DumpError> {
     const MANY: usize = 16;
-    let pid = tracee.pid();
-    let tids: Vec<i32> = (1..tracee.thread_count()).map(|i| tracee.tid(i)).collect();
     let creds = || {
         let of_thread = |&tid: &i32| {
             let status = Status::of_thread(pid, tid).map_err(|source| DumpError::Proc {
@@ -191,15 +231,24 @@ fn read_outside(tracee: &Tracee) -> (io::Result<Vec<Vma>>, Result<Vec<CredsImage
             })?;
             read_creds(tid, &status, 0)
         };
-        tids.iter().map(of_thread).collect()
+        tids.iter().map(of_thread).collect::<Result<Vec<CredsImage>, DumpError>>()
     };
-    if tids.len() < MANY {
-        return (inventory::mappings::read(pid), creds());
+    let (vmas, creds_of_threads) = match tids.len() < MANY {
+        true => (inventory::mappings::read(pid), creds()),
+        false => std::thread::scope(|scope| {
+            let creds = scope.spawn(creds);
+            (inventory::mappings::read(pid), creds.join().expect("who reads does not panic"))
+        }),
+    };
+    let mut vmas = vmas.map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
+    if let Some((at, len)) = stub {
+        // A stub that is there already is none of the process' mappings.
+        vmas.retain(|vma| vma.end <= at || vma.start >= at + len);
     }
-    std::thread::scope(|scope| {
-        let creds = scope.spawn(creds);
-        (inventory::mappings::read(pid), creds.join().expect("who reads does not panic"))
-    })
+    timers::settle_timerfds(pid).map_err(|source| DumpError::Proc { what: "timerfds", pid, source })?;
+    let files =
+        inventory::files::read(pid, family).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
+    Ok(Outside { vmas, files, creds_of_threads: creds_of_threads? })
 }
 
 fn status(pid: i32) -> Result<Status, DumpError> {

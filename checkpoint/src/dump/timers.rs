@@ -10,6 +10,7 @@ use crate::sys::timerfd::count_expirations;
 use std::os::fd::AsFd;
 
 pub fn read(inside: &mut Inside<'_>) -> Result<TimersImage, DumpError> {
+    inside.ask_itimers_again()?;
     let mut image = TimersImage { itimers: inside.process.itimers, ..TimersImage::default() };
     let pid = inside.pid();
     // Without it (CONFIG_CHECKPOINT_RESTORE) nobody can know what timers there are.

@@ -98,32 +98,41 @@ fn policy_of(mode: &[u8], nodes: &[u8]) -> PolicyImage {
     PolicyImage { mode: word(mode) as u32, nodes: words }
 }
 
+/// Mappings that have a policy.
+fn with_policies(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
+    vmas.iter()
+        .filter(|vma| !matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall))
+        .filter(|vma| !vma.flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP))
+}
+
+fn policy_at(vma: &Vma) -> [u64; 6] {
+    [0, 0, 0, vma.start, MPOL_F_ADDR, 0]
+}
+
+/// In the order in which [`policies`] takes the replies.
+pub fn policy_questions(vmas: &[Vma]) -> Vec<Call> {
+    let mode = |vma| Call::may("get_mempolicy", libc::SYS_get_mempolicy, policy_at(vma)).output(0, 8);
+    with_policies(vmas).map(mode).collect()
+}
+
 /// The policies of mappings, where they are others than the leader's own.
 pub fn policies(
     tracee: &mut Tracee,
     vmas: &[Vma],
+    modes: &[Reply],
     leaders: &PolicyImage,
 ) -> Result<Vec<(u64, u64, PolicyImage)>, DumpError> {
-    let vmas: Vec<&Vma> = vmas
-        .iter()
-        .filter(|vma| !matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall))
-        .filter(|vma| !vma.flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP))
-        .collect();
-    let ask = |vma: &Vma| [0, 0, 0, vma.start, MPOL_F_ADDR, 0];
-    let modes: Vec<Call> = vmas
-        .iter()
-        .map(|vma| Call::may("get_mempolicy", libc::SYS_get_mempolicy, ask(vma)).output(0, 8))
-        .collect();
-    let modes = tracee.must_all(0, &modes)?;
-    let others: Vec<&Vma> = vmas
-        .into_iter()
-        .zip(&modes)
+    let others: Vec<&Vma> = with_policies(vmas)
+        .zip(modes)
         .filter(|(_, reply)| reply.value == 0 && (word(reply.answer(0)) != 0 || leaders.mode != 0))
         .map(|(vma, _)| vma)
         .take(MAX_POLICIES)
         .collect();
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
     let whole = |vma: &&Vma| {
-        let [_, _, _, addr, flags, _] = ask(vma);
+        let [_, _, _, addr, flags, _] = policy_at(vma);
         let args = [0, 0, MAX_NODE, addr, flags, 0];
         Call::may("get_mempolicy", libc::SYS_get_mempolicy, args).output(0, 8).output(1, NODE_WORDS * 8)
     };

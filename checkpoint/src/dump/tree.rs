@@ -5,7 +5,7 @@
 
 use super::pipes::read_pipe;
 use super::sockets::{self, Connections, InFlight};
-use super::{DumpError, Run, Waits, for_each_run, for_each_run_of_child, read_state_of};
+use super::{DumpError, Run, Waits, for_each_run, for_each_run_of_child, read_states_of};
 use super::{reports, terminals};
 use crate::image::reports::ReportImage;
 use crate::image::shares::SharesImage;
@@ -144,15 +144,14 @@ impl FrozenTree {
     }
 
     fn read_each(&mut self, family: &Family) -> Result<Vec<ProcessImage>, DumpError> {
-        let mut images = Vec::with_capacity(self.members.len());
-        for member in &mut self.members {
-            let mut image = read_state_of(&mut member.tracee, family, &mut self.waits)?;
+        let tracees = self.members.iter_mut().map(|member| &mut member.tracee).collect();
+        let mut images = read_states_of(tracees, family, &mut self.waits)?;
+        for (image, member) in images.iter_mut().zip(&self.members) {
             image.ppid = member.ppid;
             // By the number that the process knows itself, as all others.
             let inside = |tid: i32| Status::read(tid).ok()?.inner_id();
             image.parent_tid = if member.ppid == 0 { 0 } else { inside(member.parent_tid).unwrap_or(0) };
             image.zombies = member.zombies.clone();
-            images.push(image);
         }
         // Parents by the numbers that the processes know themselves.
         let processes = self.members.iter().map(|member| member.tracee.process());

@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Parents before their children; a slice of PIDs for all other purposes.
@@ -20,6 +21,7 @@ pub struct Family {
     fifos_outside: OnceLock<BTreeSet<(u64, u64)>>,
     sharers: OnceLock<Sharers>,
     anonymous: OnceLock<BTreeMap<u64, Vec<i32>>>,
+    here: OnceLock<Vec<Option<PathBuf>>>,
 }
 
 /// What is looked for, and what it is called.
@@ -70,6 +72,12 @@ impl Family {
             let outside = proc::pids().into_iter().filter(|&other| !self.has(other));
             outside.flat_map(fifos_of).collect()
         })
+    }
+
+    /// The namespaces that this program is in, of these names.
+    pub fn namespaces_here(&self, names: &[&str]) -> &[Option<PathBuf>] {
+        let here = |name: &&str| fs::read_link(format!("/proc/self/ns/{name}")).ok();
+        self.here.get_or_init(|| names.iter().map(here).collect())
     }
 
     /// Who maps shared anonymous memory, by its number; of all processes of the machine.

@@ -1,5 +1,7 @@
 //! Many looks at `/proc` at the same time: most of each is spent in the kernel.
 
+use std::sync::OnceLock;
+
 /// With fewer, starting threads costs more than it saves.
 const MANY: usize = 16;
 /// Threads, at most.
@@ -7,8 +9,8 @@ const THREADS: usize = 8;
 
 /// What `look` says of each item, in their order. With many of them several threads look.
 pub fn over<I: Copy + Sync, T: Send>(items: &[I], look: impl Fn(I) -> T + Sync) -> Vec<T> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS));
-    if items.len() < MANY || threads < 2 {
+    let threads = if items.len() < MANY { 1 } else { at_most() };
+    if threads < 2 {
         return items.iter().map(|&item| look(item)).collect();
     }
     std::thread::scope(|scope| {
@@ -22,6 +24,12 @@ pub fn over<I: Copy + Sync, T: Send>(items: &[I], look: impl Fn(I) -> T + Sync) 
         all.extend(others.into_iter().flat_map(|part| part.join().expect("who looks does not panic")));
         all
     })
+}
+
+/// Threads that pay. Asked once: the quota of a control group is looked up in files.
+fn at_most() -> usize {
+    static FOUND: OnceLock<usize> = OnceLock::new();
+    *FOUND.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS)))
 }
 
 #[cfg(test)]

@@ -137,9 +137,10 @@ pub fn relatives(pid: i32, status: &Status, family: &Family, rules: Rules, block
 pub fn surroundings(pid: i32, family: &Family, blockers: &mut Vec<Blocker>) {
     let name_of = |whose: &str, name: &str| fs::read_link(format!("/proc/{whose}/ns/{name}")).ok();
     let theirs = pid.to_string();
-    for name in ["mnt", "pid", "net", "ipc", "user", "uts", "cgroup"] {
-        if let (Some(theirs), Some(ours)) = (name_of(&theirs, name), name_of("self", name))
-            && theirs != ours
+    const NAMES: [&str; 7] = ["mnt", "pid", "net", "ipc", "user", "uts", "cgroup"];
+    for (name, ours) in NAMES.iter().zip(family.namespaces_here(&NAMES)) {
+        if let (Some(theirs), Some(ours)) = (name_of(&theirs, name), ours)
+            && theirs != *ours
         {
             let what = format!("it is in another {name} namespace (a container?)");
             blockers.push(Blocker { kind: "namespace", what });
@@ -187,7 +188,9 @@ pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Block
     let mut tids = proc::tids(pid).unwrap_or_default();
     tids.truncate(MAX_THREADS);
     let face = proc::face(pid);
-    let places = OF_THREADS.map(|name| namespace(face, name));
+    // Of one thread alone nothing is compared.
+    let places =
+        if tids.len() > 1 { OF_THREADS.map(|name| namespace(face, name)) } else { Default::default() };
     let mut looked = spread::over(&tids, |tid| {
         // One that has ended meanwhile has nothing.
         let Ok(thread) = Status::of_thread(pid, tid) else { return (false, None) };
@@ -227,6 +230,9 @@ fn elsewhere(
     tid: i32,
     places: &[Option<PathBuf>; 6],
 ) -> Option<(&'static str, String)> {
+    if tid == pid || tid == face {
+        return None;
+    }
     let differs = |name: &str, of_process: &Option<PathBuf>| {
         let of_thread = namespace(tid, name);
         // A PID namespace is shown when there is somebody in it; of one that has ended nothing is.
@@ -236,17 +242,9 @@ fn elsewhere(
         OF_THREADS.iter().zip(places).find(|(name, place)| differs(name, place)).map(|(name, _)| *name);
     let mounts =
         || kcmp::shared(face, tid, Shared::Fs) == Ok(false) && differs("mnt", &namespace(face, "mnt"));
-    match found {
-        _ if tid == pid || tid == face => None,
-        None if !mounts() => None,
-        found => {
-            let name = found.unwrap_or("mnt").trim_end_matches("_for_children");
-            Some((
-                "namespace",
-                format!("thread {tid} has left the {name} namespace of its process (unshare)"),
-            ))
-        }
-    }
+    let name = found.or_else(|| mounts().then_some("mnt"))?.trim_end_matches("_for_children");
+    let what = format!("thread {tid} has left the {name} namespace of its process (unshare)");
+    Some(("namespace", what))
 }
 
 /// What a thread no longer shares with its process (unshare(2)), and what of it an image cannot have.

@@ -17,6 +17,7 @@ mod locks;
 mod mappings;
 mod nameless;
 pub mod objects;
+mod one_cpu;
 mod pipes;
 pub(crate) mod pkeys;
 mod reports;

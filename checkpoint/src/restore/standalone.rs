@@ -9,6 +9,7 @@ use super::clocks::{self, Clocks};
 use super::family::{self, Family, Surroundings};
 use super::files::open_all_inside;
 use super::objects::{Objects, Source};
+use super::one_cpu::OneCpu;
 use super::shell::{self, is_zombie, taken};
 use super::traces::Traces;
 use super::{FileSource, RebuildOptions, RestoreError, table, taking};
@@ -83,6 +84,7 @@ fn rebuild_all<R: Read>(
     let shared = table::make_shared(images, base, &objects)?;
     let ids = images.iter().flat_map(ids_of).collect();
     let mut here = Here { shared, base, how, ids, objects: Some(objects), segments: Traces::default() };
+    let cpu = OneCpu::take(images.len());
     let (clocks, for_children) = clocks::continue_from(&images[0])?;
     let root = shell::spawn(images[0].pid, base, |keep| here.set_up_root(images, keep))?;
     drop(for_children);
@@ -100,8 +102,10 @@ fn rebuild_all<R: Read>(
     family.forget_parent_death()?;
     family.fill(stream, &mut here)?;
     family.finish(&mut here)?;
+    let tracees = family.into_tracees();
+    cpu.release(images, &tracees);
     Ok(Restored {
-        tracees: family.into_tracees(),
+        tracees,
         stops: images.iter().map(|image| (image.pid, image.signals.stopped_by.is_some())).collect(),
         clocks,
         traces: [here.segments, here.shared.names],

@@ -108,14 +108,14 @@ pub fn set_threads(
     tracee.must_each(&jobs)?;
     for (&i, thread) in order.iter().zip(&image.threads) {
         let tid = tracee.tid(i);
+        if options.affinity {
+            // CPUs that this machine does not have. Before the policy: a deadline needs all of them.
+            let _ = sched::set_affinity(tid, &thread.affinity);
+        }
         if options.limits {
             // Not allowed everywhere (real time, a better nice value): then it runs as others do here.
             let _ = sched::set_attributes(tid, &thread.sched);
             let _ = sched::set_io_priority(tid, thread.ioprio);
-        }
-        if options.affinity {
-            // CPUs that this machine does not have.
-            let _ = sched::set_affinity(tid, &thread.affinity);
         }
     }
     Ok(())

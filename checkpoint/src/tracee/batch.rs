@@ -173,6 +173,75 @@ struct Round {
     has_answers: bool,
 }
 
+/// How far the jobs of a process have come.
+struct Progress {
+    job: usize,
+    call: usize,
+    replies: Vec<Vec<Reply>>,
+}
+
+impl Progress {
+    fn new(jobs: &[(usize, &[Call])]) -> Progress {
+        let replies = jobs.iter().map(|(_, calls)| Vec::with_capacity(calls.len())).collect();
+        Progress { job: 0, call: 0, replies }
+    }
+}
+
+/// A round under way.
+struct Started {
+    round: Round,
+    /// Slots and threads that run.
+    going: Vec<(usize, usize)>,
+    result: Result<(), TraceeError>,
+    /// Stops that they have made on their way.
+    stops: u32,
+}
+
+/// The jobs of one process: threads, and what each is to call.
+pub type Jobs<'a> = Vec<(usize, &'a [Call])>;
+
+/// Runs the jobs of several processes at the same time: while one is looked after, the others run on other
+/// CPUs. The replies are in the order of the processes, and of their jobs. A call that must succeed and
+/// fails is an error that names it.
+pub fn must_each_of(asked: &mut [(&mut Tracee, Jobs<'_>)]) -> Result<Vec<Vec<Vec<Reply>>>, TraceeError> {
+    let mut progress: Vec<Progress> = asked.iter().map(|(_, jobs)| Progress::new(jobs)).collect();
+    let mut result = Ok(());
+    loop {
+        let mut rounds: Vec<(usize, Started)> = Vec::with_capacity(asked.len());
+        for (who, (tracee, jobs)) in asked.iter_mut().enumerate() {
+            match tracee.begin_round(jobs, &mut progress[who]) {
+                Ok(started) => rounds.extend(started.map(|started| (who, started))),
+                Err(error) => result = result.and(Err(error)),
+            }
+            if result.is_err() {
+                break;
+            }
+        }
+        if rounds.is_empty() {
+            break;
+        }
+        // Those that were started must be stopped again, whatever has become of the others.
+        for (who, started) in &mut rounds {
+            asked[*who].0.await_done(started);
+        }
+        for (who, started) in &mut rounds {
+            asked[*who].0.interrupt_all(started);
+        }
+        for (who, started) in rounds {
+            let (tracee, jobs) = &mut asked[who];
+            result = result.and(tracee.take_replies(started, jobs, &mut progress[who]));
+        }
+        if result.is_err() {
+            break;
+        }
+    }
+    result?;
+    for ((tracee, jobs), progress) in asked.iter().zip(&progress) {
+        tracee.all_have_succeeded(jobs, &progress.replies)?;
+    }
+    Ok(progress.into_iter().map(|one| one.replies).collect())
+}
+
 impl Tracee {
     /// Runs the calls in thread `i`, in order. Gives a reply for each that was run: fewer than there
     /// are calls only if one that must succeed failed, which is the last reply then.
@@ -190,28 +259,76 @@ impl Tracee {
     /// Runs calls in several threads at the same time: the order holds within a thread only. The
     /// replies are in the order of `jobs`.
     pub fn batch_each(&mut self, jobs: &[(usize, &[Call])]) -> Result<Vec<Vec<Reply>>, TraceeError> {
+        let mut progress = Progress::new(jobs);
+        while let Some(started) = self.begin_round(jobs, &mut progress)? {
+            self.end_round(started, jobs, &mut progress)?;
+        }
+        Ok(progress.replies)
+    }
+
+    /// Starts as many calls as fit. `None`: there are none left. An error in between is told by
+    /// [`Tracee::end_round`].
+    fn begin_round(
+        &mut self,
+        jobs: &[(usize, &[Call])],
+        progress: &mut Progress,
+    ) -> Result<Option<Started>, TraceeError> {
         let stub = self.stub.ok_or(TraceeError::Unfit { pid: self.pid, what: "there is no stub in it" })?;
-        let mut replies: Vec<Vec<Reply>> =
-            jobs.iter().map(|(_, calls)| Vec::with_capacity(calls.len())).collect();
-        let (mut job, mut call) = (0, 0);
-        while job < jobs.len() {
-            let round = self.lay_out(stub, jobs, &mut job, &mut call)?;
-            if round.slices.is_empty() {
-                continue;
-            }
-            self.run(&round, jobs)?;
-            if self.collect(&round, jobs, &mut replies)? {
-                // The job that is not through has failed: its other calls are not run.
-                (job, call) = (job + 1, 0);
+        while progress.job < jobs.len() {
+            let round = self.lay_out(stub, jobs, progress)?;
+            if !round.slices.is_empty() {
+                return self.start_all(round, jobs).map(Some);
             }
         }
-        Ok(replies)
+        Ok(None)
+    }
+
+    /// Waits for what was started, and takes the replies.
+    fn end_round(
+        &mut self,
+        mut started: Started,
+        jobs: &[(usize, &[Call])],
+        progress: &mut Progress,
+    ) -> Result<(), TraceeError> {
+        self.await_done(&mut started);
+        self.interrupt_all(&mut started);
+        self.take_replies(started, jobs, progress)
+    }
+
+    fn take_replies(
+        &mut self,
+        mut started: Started,
+        jobs: &[(usize, &[Call])],
+        progress: &mut Progress,
+    ) -> Result<(), TraceeError> {
+        self.halt_all(&mut started);
+        started.result.map_err(|error| match error {
+            TraceeError::Runaway { tid, stops, .. } => {
+                let nr = self.first_not_run(&started.round, jobs).unwrap_or(-1);
+                TraceeError::Runaway { tid, nr, stops }
+            }
+            other => other,
+        })?;
+        if self.collect(&started.round, jobs, &mut progress.replies)? {
+            // The job that is not through has failed: its other calls are not run.
+            (progress.job, progress.call) = (progress.job + 1, 0);
+        }
+        Ok(())
     }
 
     /// Like [`Tracee::batch_each`], but a call that must succeed and fails is an error that names it.
     pub fn must_each(&mut self, jobs: &[(usize, &[Call])]) -> Result<Vec<Vec<Reply>>, TraceeError> {
         let replies = self.batch_each(jobs)?;
-        for ((i, calls), replies) in jobs.iter().zip(&replies) {
+        self.all_have_succeeded(jobs, &replies)?;
+        Ok(replies)
+    }
+
+    fn all_have_succeeded(
+        &self,
+        jobs: &[(usize, &[Call])],
+        replies: &[Vec<Reply>],
+    ) -> Result<(), TraceeError> {
+        for ((i, calls), replies) in jobs.iter().zip(replies) {
             let failed =
                 calls.iter().zip(replies).find(|(call, reply)| call.is_must() && reply.errno().is_some());
             if let Some((call, reply)) = failed
@@ -220,17 +337,17 @@ impl Tracee {
                 return Err(TraceeError::Inside { operation: call.operation, tid: self.tid(*i), errno });
             }
         }
-        Ok(replies)
+        Ok(())
     }
 
-    /// Takes as many calls as fit, from call `call` of job `job` on, which are moved forward.
+    /// Takes as many calls as fit, from where the progress is, which is moved forward.
     fn lay_out(
         &self,
         stub: Stub,
         jobs: &[(usize, &[Call])],
-        job: &mut usize,
-        call: &mut usize,
+        progress: &mut Progress,
     ) -> Result<Round, TraceeError> {
+        let Progress { job, call, .. } = progress;
         let unfit = |what| TraceeError::Unfit { pid: self.pid, what };
         let mut round = Round {
             stub,
@@ -272,8 +389,8 @@ impl Tracee {
         Ok(round)
     }
 
-    /// Lets every thread of the round run through its calls, and stops it again.
-    fn run(&mut self, round: &Round, jobs: &[(usize, &[Call])]) -> Result<(), TraceeError> {
+    /// Lets every thread of the round run through its calls.
+    fn start_all(&mut self, round: Round, jobs: &[(usize, &[Call])]) -> Result<Started, TraceeError> {
         let at = round.stub.at;
         self.write_mem(at + stub::BATCH, &round.records)?;
         if !round.arguments.is_empty() {
@@ -289,21 +406,7 @@ impl Tracee {
             }
             going.push((slot, thread));
         }
-        let result = result.and_then(|()| self.await_all(round, &mut going));
-        for &(_, thread) in &going {
-            // After an error: whoever gives the threads their registers back needs them stopped.
-            let tid = self.tid(thread);
-            if ptrace::interrupt(tid).is_ok() {
-                let _ = tasks::wait_for_stop(tid, Instant::now() + super::STOP_LIMIT);
-            }
-        }
-        result.map_err(|error| match error {
-            TraceeError::Runaway { tid, stops, .. } => {
-                let nr = self.first_not_run(round, jobs).unwrap_or(-1);
-                TraceeError::Runaway { tid, nr, stops }
-            }
-            other => other,
-        })
+        Ok(Started { round, going, result, stops: 0 })
     }
 
     fn start(&mut self, i: usize, at: u64, slot: usize, slice: &Slice) -> Result<(), TraceeError> {
@@ -317,50 +420,72 @@ impl Tracee {
         ptrace::cont(tid, 0).map_err(|e| TraceeError::kernel("PTRACE_CONT", tid, e))
     }
 
-    /// Waits until all are through; `going` is left with those that are not stopped.
-    fn await_all(&mut self, round: &Round, going: &mut Vec<(usize, usize)>) -> Result<(), TraceeError> {
+    /// Waits until all are through, or one fails.
+    fn await_done(&mut self, started: &mut Started) {
+        if started.result.is_ok() {
+            started.result = self.until_done(&started.round, &started.going, &mut started.stops);
+        }
+    }
+
+    fn until_done(
+        &mut self,
+        round: &Round,
+        going: &[(usize, usize)],
+        stops: &mut u32,
+    ) -> Result<(), TraceeError> {
         let mut done = vec![0; round.slices.len() * 8];
-        let (mut naps, mut stops) = (Naps::default(), 0u32);
+        let mut naps = Naps::default();
         let mut deadline = Instant::now() + CALL_LIMIT;
         let mut run_by_then = 0;
-        while !going.is_empty() {
+        loop {
             if let Err(error) = self.read_mem(round.stub.at + stub::BATCH, &mut done) {
                 // Its memory goes before its end is told.
                 return Err(if self.has_no_memory() { TraceeError::Died { tid: self.pid } } else { error });
             }
-            let is_done = |&(slot, _): &(usize, usize)| done[slot * 8] != 0;
-            let through: Vec<(usize, usize)> = going.iter().copied().filter(|one| is_done(one)).collect();
-            if !through.is_empty() {
-                for &(_, thread) in &through {
-                    let tid = self.tid(thread);
-                    ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
-                }
-                for &(slot, thread) in &through {
-                    self.halt(thread, &mut stops)?;
-                    going.retain(|one| one.0 != slot);
-                }
-                naps.forget();
-                continue;
-            }
-            for &(_, thread) in going.iter() {
+            let mut left =
+                going.iter().filter(|(slot, _)| done[slot * 8] == 0).map(|&(_, thread)| thread).peekable();
+            let Some(&first) = left.peek() else { return Ok(()) };
+            for thread in left {
                 let tid = self.tid(thread);
                 if let Some(stop) =
                     ptrace::wait(tid, false).map_err(|e| TraceeError::kernel("waitpid", tid, e))?
                 {
-                    self.pass(thread, stop, &mut stops)?;
+                    self.pass(thread, stop, stops)?;
                 }
             }
             naps.nap();
             if Instant::now() > deadline {
                 let run = self.count_run(round)?;
                 if run == run_by_then {
-                    let tid = self.tid(going[0].1);
-                    return Err(TraceeError::Runaway { tid, nr: -1, stops });
+                    return Err(TraceeError::Runaway { tid: self.tid(first), nr: -1, stops: *stops });
                 }
                 (run_by_then, deadline) = (run, Instant::now() + CALL_LIMIT);
             }
         }
-        Ok(())
+    }
+
+    /// Asks all that were started to stop.
+    fn interrupt_all(&mut self, started: &mut Started) {
+        for &(_, thread) in &started.going {
+            let tid = self.tid(thread);
+            let asked = ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e));
+            if started.result.is_ok() {
+                started.result = asked;
+            }
+        }
+    }
+
+    /// Waits until those have stopped that were asked to, after an error too: whoever gives them their
+    /// registers back needs them stopped.
+    fn halt_all(&mut self, started: &mut Started) {
+        for &(_, thread) in &started.going {
+            match &started.result {
+                Ok(()) => started.result = self.halt(thread, &mut started.stops),
+                Err(_) => {
+                    let _ = tasks::wait_for_stop(self.tid(thread), Instant::now() + super::STOP_LIMIT);
+                }
+            }
+        }
     }
 
     /// `VmSize` is told of processes only that have memory (fs/proc/array.c).

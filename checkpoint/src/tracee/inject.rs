@@ -41,46 +41,6 @@ impl Tracee {
         self.stub.map(|stub| (stub.at, stub.len))
     }
 
-    /// Maps the stub at a free address outside `avoid` (ranges of start and end).
-    ///
-    /// Does nothing if there is one already.
-    pub fn install_stub(&mut self, avoid: &[(u64, u64)]) -> Result<(), TraceeError> {
-        if self.stub.is_some() {
-            return Ok(());
-        }
-        // Room for some threads more, as a deputy may get them when its guest comes home.
-        let len = stub::stub_len(self.threads.len() + 64);
-        self.refuse_dispatchers()?;
-        let maps = self.maps()?;
-        let at = self.free_range(&maps, len, avoid)?;
-        let gate = self.vdso_syscall(&maps)?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        // Never both written and executed (PR_SET_MDWE): a tracer may write to what cannot be written.
-        let prot = libc::PROT_READ | libc::PROT_EXEC;
-        let args = [at, len, prot as u64, flags as u64, u64::MAX, 0];
-        let got = self.call_at(0, gate, libc::SYS_mmap, args)?;
-        if got != at as i64 {
-            return Err(self.inside("mapping the stub", got));
-        }
-        // All but the code, before a batch writes its results there.
-        let data = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let args = [at + stub::PAGE, len - stub::PAGE, data, 0, 0, 0];
-        let got = self.call_at(0, gate, libc::SYS_mprotect, args)?;
-        if got != 0 {
-            return Err(self.inside("protecting the stub", got));
-        }
-        let mut page = stub::CODE.to_vec();
-        page.resize(stub::MAGIC_AT as usize, 0xcc);
-        page.extend_from_slice(stub::MAGIC);
-        page.resize(stub::CODE_BATCH as usize, 0xcc);
-        page.extend_from_slice(&stub::BATCH_CODE);
-        self.write_mem(at, &page)?;
-        self.write_mem(at + stub::SIGSET, &u64::MAX.to_le_bytes())?;
-        self.stub = Some(Stub { at, len, gate: Some(gate) });
-        self.write_journal(Phase::Frozen)?;
-        Ok(())
-    }
-
     /// Writes the journal: what every thread must get back.
     pub fn write_journal(&mut self, phase: Phase) -> Result<(), TraceeError> {
         let Some(stub) = self.stub else { return Ok(()) };
@@ -149,7 +109,8 @@ impl Tracee {
         };
         let got = self.call_at(0, gate, libc::SYS_munmap, [stub.at, stub.len, 0, 0, 0, 0])?;
         if got != 0 {
-            return Err(self.inside("unmapping the stub", got));
+            let (tid, errno) = (self.pid, Errno::from_raw(-got as i32));
+            return Err(TraceeError::Inside { operation: "unmapping the stub", tid, errno });
         }
         Ok(())
     }
@@ -180,10 +141,6 @@ impl Tracee {
             });
         }
         Ok(got)
-    }
-
-    fn inside(&self, operation: &'static str, got: i64) -> TraceeError {
-        TraceeError::Inside { operation, tid: self.pid, errno: Errno::from_raw(-got as i32) }
     }
 
     /// Runs a call that waits, with an interrupt pending that ends the wait at once. What the kernel
@@ -235,14 +192,14 @@ impl Tracee {
         self.await_syscall_stop(tid, nr)
     }
 
-    fn await_exit(&mut self, tid: i32, nr: i64) -> Result<i64, TraceeError> {
+    pub(super) fn await_exit(&mut self, tid: i32, nr: i64) -> Result<i64, TraceeError> {
         self.await_syscall_stop(tid, nr)?;
         let regs = ptrace::regs(tid).map_err(|e| TraceeError::kernel("reading registers", tid, e))?;
         Ok(regs.rax() as i64)
     }
 
     /// Waits for the next system-call stop of a thread that runs.
-    fn await_syscall_stop(&mut self, tid: i32, nr: i64) -> Result<(), TraceeError> {
+    pub(super) fn await_syscall_stop(&mut self, tid: i32, nr: i64) -> Result<(), TraceeError> {
         for _ in 0..MAX_STOPS {
             match ptrace::wait(tid, true).map_err(|e| TraceeError::kernel("waitpid", tid, e))? {
                 Some(Stop::Syscall) => return Ok(()),
@@ -255,12 +212,18 @@ impl Tracee {
         Err(TraceeError::Runaway { tid, nr, stops: MAX_STOPS })
     }
 
-    fn call_at(&mut self, i: usize, at: u64, nr: libc::c_long, args: [u64; 6]) -> Result<i64, TraceeError> {
+    pub(super) fn call_at(
+        &mut self,
+        i: usize,
+        at: u64,
+        nr: libc::c_long,
+        args: [u64; 6],
+    ) -> Result<i64, TraceeError> {
         self.prepare_call(i, at, nr, args)?;
         self.run_to_exit(self.tid(i), nr, false)
     }
 
-    fn prepare_call(
+    pub(super) fn prepare_call(
         &mut self,
         i: usize,
         at: u64,
@@ -458,24 +421,13 @@ impl Tracee {
         Ok(self.maps()?.lines().filter_map(range).collect())
     }
 
-    /// A thread that has its own system calls handed to itself would be handed the injected ones.
-    fn refuse_dispatchers(&self) -> Result<(), TraceeError> {
-        match (0..self.thread_count()).any(|i| ptrace::dispatches_calls(self.tid(i))) {
-            true => Err(TraceeError::Unfit {
-                pid: self.pid,
-                what: "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)",
-            }),
-            false => Ok(()),
-        }
-    }
-
     pub(super) fn maps(&self) -> Result<String, TraceeError> {
         let maps =
             crate::proc::read(self.pid, "maps").map_err(|e| tasks::io_error("reading maps", self.pid, &e))?;
         Ok(String::from_utf8_lossy(&maps).into_owned())
     }
 
-    fn free_range(&self, maps: &str, len: u64, avoid: &[(u64, u64)]) -> Result<u64, TraceeError> {
+    pub(super) fn free_range(&self, maps: &str, len: u64, avoid: &[(u64, u64)]) -> Result<u64, TraceeError> {
         let range = |line| parse_range(line).map(|(start, end, _)| (start, end));
         let mut taken: Vec<(u64, u64)> = maps.lines().filter_map(range).collect();
         taken.extend_from_slice(avoid);

@@ -18,6 +18,7 @@
 mod batch;
 mod error;
 mod inject;
+mod install;
 mod naps;
 mod offspring;
 pub mod restart;
@@ -25,8 +26,9 @@ mod stops;
 pub mod stub;
 mod tasks;
 
-pub use batch::{Call, Reply};
+pub use batch::{Call, Jobs, Reply, must_each_of};
 pub use error::TraceeError;
+pub use install::install_stubs;
 pub use offspring::Offspring;
 
 use crate::image::RseqImage;

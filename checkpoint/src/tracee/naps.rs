@@ -17,11 +17,6 @@ const LONG_PAUSE: Duration = Duration::from_micros(50);
 pub struct Naps(u32);
 
 impl Naps {
-    /// Begins anew, as something has come.
-    pub fn forget(&mut self) {
-        self.0 = 0;
-    }
-
     /// Pauses before the next look.
     pub fn nap(&mut self) {
         self.0 = self.0.saturating_add(1);

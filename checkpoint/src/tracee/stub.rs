@@ -19,7 +19,13 @@
 //! give every thread its own registers back. It is complete before any thread runs stub code; only
 //! the call that maps the stub itself runs before it.
 
+use crate::image::{Backing, Vma};
 use crate::sys::ptrace::Regs;
+
+/// Whether a mapping may be a stub's code.
+pub fn may_be_code(vma: &Vma) -> bool {
+    vma.end - vma.start == PAGE && vma.prot & libc::PROT_EXEC as u32 != 0 && vma.backing == Backing::Anon
+}
 
 /// Size of a page on x86-64.
 pub const PAGE: u64 = 4096;
