@@ -257,12 +257,6 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "sleeps until a time of a clock of CPU time wait longer: such clocks begin anew; migrate refuses locks",
     ),
     (
-        "POSIX message queues",
-        Refused(FILES, "a POSIX message queue"),
-        Refused(FILES, "a POSIX message queue"),
-        "",
-    ),
-    (
         "handlers that interrupt them, SA_RESTART or not",
         Yes(WAITS, "handlers_in_interrupted_calls"),
         Same,

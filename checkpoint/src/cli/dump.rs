@@ -176,7 +176,7 @@ fn look_again(arguments: &DumpArguments) -> Result<(Family, Vec<Blocker>), Inven
 fn look(arguments: &DumpArguments) -> Result<Family, InventoryError> {
     match arguments.tree {
         true => inventory::inspect_tree(arguments.pid, inventory::Rules::Standalone),
-        false => Ok(vec![(arguments.pid, inventory::inspect(arguments.pid, Rules::Standalone)?)]),
+        false => Ok(vec![(arguments.pid, inventory::inspect_quickly(arguments.pid, Rules::Standalone)?)]),
     }
 }
 

@@ -107,8 +107,28 @@ impl InventoryError {
 
 /// Looks at a process that is carried alone.
 pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
+    inspect_with(pid, rules, mappings::read)
+}
+
+/// The same without the flags of mappings ([`mappings::read_quickly`]), for who is about to freeze it: almost
+/// all that is refused by them has a name as well, and the rest is refused when they are read.
+pub fn inspect_quickly(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
+    inspect_with(pid, rules, mappings_for(rules))
+}
+
+/// How mappings are read before a freeze. A guest's seals are told by their flags alone.
+fn mappings_for(rules: Rules) -> ReadMappings {
+    match rules {
+        Rules::Standalone => mappings::read_quickly,
+        Rules::Homed => mappings::read,
+    }
+}
+
+type ReadMappings = fn(i32) -> io::Result<Vec<Vma>>;
+
+fn inspect_with(pid: i32, rules: Rules, read: ReadMappings) -> Result<Inventory, InventoryError> {
     let family = Family::of(vec![pid]);
-    let mut found = inspect_one(pid, rules, &family)?;
+    let mut found = inspect_one(pid, rules, &family, read)?;
     if rules == Rules::Standalone {
         let of_sockets = sockets::blockers(&[(pid, &found.files)], &[pid]);
         let of_terminals = terminals::blockers(&[(pid, &found.files)], &[pid]);
@@ -140,9 +160,10 @@ pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, In
 /// The same, of those that are in the family by now.
 fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>, InventoryError> {
     let Some(&root) = family.first() else { return Ok(Vec::new()) };
-    let mut found = vec![(root, inspect_one(root, rules, family)?)];
+    let read = mappings_for(rules);
+    let mut found = vec![(root, inspect_one(root, rules, family, read)?)];
     let look = |pid: i32| {
-        let inventory = inspect_one(pid, rules, family).ok()?;
+        let inventory = inspect_one(pid, rules, family, read).ok()?;
         let ended = Status::read(pid).is_ok_and(|status| tree::has_ended(pid, &status));
         (!ended).then_some((pid, inventory))
     };
@@ -192,7 +213,12 @@ fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>
 }
 
 /// Looks at one process of a family that is carried together.
-fn inspect_one(pid: i32, rules: Rules, family: &Family) -> Result<Inventory, InventoryError> {
+fn inspect_one(
+    pid: i32,
+    rules: Rules,
+    family: &Family,
+    read: ReadMappings,
+) -> Result<Inventory, InventoryError> {
     let io = |error| InventoryError::from_io(pid, error);
     let status = Status::read(pid).map_err(io)?;
     if let Some(whole) = tree::not_a_program(pid, &status, rules) {
@@ -200,7 +226,7 @@ fn inspect_one(pid: i32, rules: Rules, family: &Family) -> Result<Inventory, Inv
     }
     let face = proc::face(pid);
     let mut blockers = Vec::new();
-    let vmas = mappings::read(face).map_err(io)?;
+    let vmas = read(face).map_err(io)?;
     let files = files::read(face, family).map_err(io)?;
     tree::relatives(pid, &status, family, rules, &mut blockers);
     tree::surroundings(face, family, &mut blockers);

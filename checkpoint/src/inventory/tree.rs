@@ -190,7 +190,7 @@ pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Block
     let face = proc::face(pid);
     // Of one thread alone nothing is compared.
     let places =
-        if tids.len() > 1 { OF_THREADS.map(|name| namespace(face, name)) } else { Default::default() };
+        if tids.len() > 1 { OF_THREADS.map(|name| namespace(pid, face, name)) } else { Default::default() };
     let mut looked = spread::over(&tids, |tid| {
         // One that has ended meanwhile has nothing.
         let Ok(thread) = Status::of_thread(pid, tid) else { return (false, None) };
@@ -220,8 +220,9 @@ pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Block
 /// a working directory of its own, and all others are those of the process.
 const OF_THREADS: [&str; 6] = ["net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children"];
 
-fn namespace(tid: i32, name: &str) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{tid}/ns/{name}")).ok()
+/// By the same way as all else of the thread is read: the kernel makes its directory once.
+fn namespace(pid: i32, tid: i32, name: &str) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/task/{tid}/ns/{name}")).ok()
 }
 
 /// A namespace of its own, which nothing of a process tells.
@@ -234,14 +235,14 @@ fn elsewhere(
         return None;
     }
     let differs = |name: &str, of_process: &Option<PathBuf>| {
-        let of_thread = namespace(tid, name);
+        let of_thread = namespace(pid, tid, name);
         // A PID namespace is shown when there is somebody in it; of one that has ended nothing is.
-        of_thread != *of_process && (of_thread.is_some() || namespace(tid, "net").is_some())
+        of_thread != *of_process && (of_thread.is_some() || namespace(pid, tid, "net").is_some())
     };
     let found =
         OF_THREADS.iter().zip(places).find(|(name, place)| differs(name, place)).map(|(name, _)| *name);
     let mounts =
-        || kcmp::shared(face, tid, Shared::Fs) == Ok(false) && differs("mnt", &namespace(face, "mnt"));
+        || kcmp::shared(face, tid, Shared::Fs) == Ok(false) && differs("mnt", &namespace(pid, face, "mnt"));
     let name = found.or_else(|| mounts().then_some("mnt"))?.trim_end_matches("_for_children");
     let what = format!("thread {tid} has left the {name} namespace of its process (unshare)");
     Some(("namespace", what))

@@ -3,7 +3,7 @@
 
 use super::RestoreError;
 use super::files::open_inside;
-use crate::image::{Backing, FsImage, ProcessImage};
+use crate::image::{Backing, FsImage, ProcessImage, Vma};
 use crate::tracee::{Call, Tracee};
 use std::fs;
 
@@ -23,14 +23,22 @@ pub fn empty(tracee: &mut Tracee) -> Result<(), RestoreError> {
 /// Starts and ends of all mappings but the stub's and the kernel's own.
 pub fn own_ranges(tracee: &Tracee) -> Result<Vec<(u64, u64)>, RestoreError> {
     let (stub, stub_len) = tracee.stub_range().ok_or_else(no_stub)?;
-    let special = special_ranges(tracee.pid())?;
-    let kept = |start: u64, end: u64| {
-        special.iter().any(|&(_, s, e)| s <= start && end <= e)
-            || (stub <= start && end <= stub + stub_len)
-            || start >= 1 << 63
+    // The vDSO, its data, vsyscall: read once for both.
+    let maps = parsed_maps(tracee.pid())?;
+    let kept = |vma: &&Vma| {
+        is_special(vma) || (stub <= vma.start && vma.end <= stub + stub_len) || vma.start >= 1 << 63
     };
-    let ranges = tracee.ranges()?.into_iter().map(|(start, end, _)| (start, end));
-    Ok(ranges.filter(|&(start, end)| !kept(start, end)).collect())
+    Ok(maps.iter().filter(|vma| !kept(vma)).map(|vma| (vma.start, vma.end)).collect())
+}
+
+fn parsed_maps(pid: i32) -> Result<Vec<Vma>, RestoreError> {
+    let maps = crate::proc::read(pid, "maps")
+        .map_err(|source| RestoreError::File { what: "reading maps".into(), source })?;
+    Ok(crate::proc::maps::parse(&maps))
+}
+
+fn is_special(vma: &Vma) -> bool {
+    matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall)
 }
 
 pub fn no_stub() -> RestoreError {
@@ -39,13 +47,8 @@ pub fn no_stub() -> RestoreError {
 
 /// The vDSO, its data, vsyscall.
 pub fn special_ranges(pid: i32) -> Result<Vec<(Backing, u64, u64)>, RestoreError> {
-    let maps = crate::proc::read(pid, "maps")
-        .map_err(|source| RestoreError::File { what: "reading maps".into(), source })?;
-    Ok(crate::proc::maps::parse(&maps)
-        .into_iter()
-        .filter(|vma| matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall))
-        .map(|vma| (vma.backing, vma.start, vma.end))
-        .collect())
+    let special = parsed_maps(pid)?.into_iter().filter(is_special);
+    Ok(special.map(|vma| (vma.backing, vma.start, vma.end)).collect())
 }
 
 /// What `ps` and `brk` know: `PR_SET_MM_MAP` (prctl(2)).
@@ -76,29 +79,26 @@ pub fn set_mm(tracee: &mut Tracee, image: &ProcessImage, exe: bool) -> Result<()
 }
 
 /// Working directory and umask of thread `i`, and of those that share them.
-pub fn set_fs(tracee: &mut Tracee, i: usize, fs: &FsImage) -> Result<(), RestoreError> {
+pub fn fs(tid: i32, fs: &FsImage) -> Vec<Call> {
     let mut calls = vec![Call::must("umask", libc::SYS_umask, [fs.umask.into(), 0, 0, 0, 0, 0])];
-    let now = crate::proc::link(tracee.tid(i), "cwd").unwrap_or_default();
+    let now = crate::proc::link(tid, "cwd").unwrap_or_default();
     if now != fs.cwd && !fs.cwd_deleted {
         calls.push(Call::must("entering the working directory", libc::SYS_chdir, [0; 6]).string(0, &fs.cwd));
     }
-    tracee.must_all(i, &calls)?;
-    Ok(())
+    calls
 }
 
 /// Registers for what it has registered for by membarrier(2).
-pub fn set_membarrier(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
-    let commands = (0..u32::BITS).map(|bit| 1 << bit).filter(|command| image.misc.membarrier & command != 0);
-    let register = |command: u32| {
+pub fn membarrier(image: &ProcessImage) -> impl Iterator<Item = Call> {
+    let registered = image.misc.membarrier;
+    let commands = (0..u32::BITS).map(|bit| 1 << bit).filter(move |command| registered & command != 0);
+    commands.map(|command: u32| {
         Call::must("membarrier (registering)", libc::SYS_membarrier, [command.into(), 0, 0, 0, 0, 0])
-    };
-    let calls: Vec<Call> = commands.map(register).collect();
-    tracee.must_all(0, &calls)?;
-    Ok(())
+    })
 }
 
 /// Subreaper, OOM score.
-pub fn set_misc(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
+pub fn misc(pid: i32, image: &ProcessImage) -> Vec<Call> {
     let misc = &image.misc;
     // The personality is each thread's own, and comes with the threads.
     let mut calls = Vec::new();
@@ -106,18 +106,17 @@ pub fn set_misc(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), Restore
         let args = [libc::PR_SET_CHILD_SUBREAPER as u64, 1, 0, 0, 0, 0];
         calls.push(Call::must("PR_SET_CHILD_SUBREAPER", libc::SYS_prctl, args));
     }
-    tracee.must_all(0, &calls)?;
     // Lowering it needs a capability that we may not have; the kernel's default is right then.
-    let _ = fs::write(format!("/proc/{}/oom_score_adj", tracee.pid()), misc.oom_score_adj.to_string());
-    Ok(())
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), misc.oom_score_adj.to_string());
+    calls
 }
 
 /// Whether others may look at it.
-pub fn set_dumpable(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
+pub fn dumpable(image: &ProcessImage) -> Vec<Call> {
     // 2 (root only) can only come about by itself, and has, if it is to be.
-    if image.misc.dumpable <= 1 {
-        let args = [libc::PR_SET_DUMPABLE as u64, image.misc.dumpable.into(), 0, 0, 0, 0];
-        tracee.must(0, "PR_SET_DUMPABLE", libc::SYS_prctl, args)?;
+    if image.misc.dumpable > 1 {
+        return Vec::new();
     }
-    Ok(())
+    let args = [libc::PR_SET_DUMPABLE as u64, image.misc.dumpable.into(), 0, 0, 0, 0];
+    vec![Call::must("PR_SET_DUMPABLE", libc::SYS_prctl, args)]
 }

@@ -433,18 +433,17 @@ impl<'a> Rebuild<'a> {
         let Rebuild { tracee, image, options, filled } = self;
         let Filled { contents, queue_after, .. } = filled;
         contents.settle(tracee)?;
-        if options.misc {
-            tracee.must_all(0, &traits::lock_future(image))?;
-        }
         if options.epolls {
             files::make_epolls(tracee, &image.files)?;
         }
         if image.shares.memory == 0 {
             layout::set_mm(tracee, image, options.exe)?;
         }
-        layout::set_fs(tracee, 0, &image.fs)?;
-        layout::set_membarrier(tracee, image)?;
-        signals::set_actions(tracee, image)?;
+        let mut calls = if options.misc { traits::lock_future(image) } else { Vec::new() };
+        calls.extend(layout::fs(tracee.tid(0), &image.fs));
+        calls.extend(layout::membarrier(image));
+        calls.extend(signals::actions(image));
+        tracee.must_all(0, &calls)?;
         let order = threads::order(tracee, image)?;
         timers::set(tracee, &order, image, options.clocks)?;
         if options.limits {
@@ -452,28 +451,27 @@ impl<'a> Rebuild<'a> {
         }
         for (&i, thread) in order.iter().zip(&image.threads) {
             if let Some(own) = &thread.apart.fs {
-                layout::set_fs(tracee, i, own)?;
+                let calls = layout::fs(tracee.tid(i), own);
+                tracee.must_all(i, &calls)?;
             }
         }
-        if options.misc {
-            layout::set_misc(tracee, image)?;
-        }
+        let mut calls = if options.misc { layout::misc(tracee.pid(), image) } else { Vec::new() };
         if options.affinity {
             // A guest is in the groups of its node.
             traits::settle(tracee.pid(), image);
         }
-        tracee.must_all(0, &traits::of_process(image))?;
+        calls.extend(traits::of_process(image));
+        tracee.must_all(0, &calls)?;
         if options.seccomp {
             // While the threads have the right to.
             seccomp::install(tracee, &order, image)?;
         }
         threads::set_threads(tracee, &order, image, options)?;
-        if options.credentials.is_some() {
-            // Changing credentials has reset it (credentials(7), PR_SET_DUMPABLE).
-            layout::set_dumpable(tracee, image)?;
-        }
         signals::queue_pending(tracee, image, &order, &queue_after, options.clocks)?;
-        tracee.must_all(0, &traits::at_last(image))?;
+        // Changing credentials has reset it (credentials(7), PR_SET_DUMPABLE).
+        let mut calls = if options.credentials.is_some() { layout::dumpable(image) } else { Vec::new() };
+        calls.extend(traits::at_last(image));
+        tracee.must_all(0, &calls)?;
         Ok((tracee, image, options))
     }
 }

@@ -6,19 +6,14 @@ use crate::image::ProcessImage;
 use crate::tracee::{Call, Tracee, TraceeError};
 
 /// Sets every action. Done before any signal may be delivered: all are blocked.
-pub fn set_actions(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
+pub fn actions(image: &ProcessImage) -> impl Iterator<Item = Call> {
     let is_settable = |&signal: &u64| signal != libc::SIGKILL as u64 && signal != libc::SIGSTOP as u64;
-    let calls: Vec<Call> = (1u64..)
-        .zip(&image.signals.actions)
-        .filter(|(signal, _)| is_settable(signal))
-        .map(|(signal, action)| {
-            let bytes: Vec<u8> = action.iter().flat_map(|word| word.to_le_bytes()).collect();
-            let args = [signal, 0, 0, 8, 0, 0];
-            Call::must("setting a signal action", libc::SYS_rt_sigaction, args).input(1, &bytes)
-        })
-        .collect();
-    tracee.must_all(0, &calls)?;
-    Ok(())
+    let all = (1u64..).zip(&image.signals.actions).filter(move |(signal, _)| is_settable(signal));
+    all.map(|(signal, action)| {
+        let bytes: Vec<u8> = action.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let args = [signal, 0, 0, 8, 0, 0];
+        Call::must("setting a signal action", libc::SYS_rt_sigaction, args).input(1, &bytes)
+    })
 }
 
 /// Queues what was pending: on the process, then on each thread, then what came later. What a timer has

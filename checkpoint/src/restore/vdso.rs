@@ -83,7 +83,9 @@ pub fn place(tracee: &mut Tracee, image: &ProcessImage, copies: bool) -> Result<
     let (Some(was), Some(here)) = (was, here) else { return Ok(()) };
     let code = read(tracee, here.code)?;
     if fits(&was, &here, image, &code) {
-        return move_to(tracee, &here, was.start());
+        move_to(tracee, &here, was.start())?;
+        tracee.vdso_is_at(&code, was.start() + (here.code.0 - here.start()));
+        return Ok(());
     }
     let other = "the vDSO of this kernel is another one than that of the kernel the process was on";
     if !copies || image.mm.vdso.is_empty() {

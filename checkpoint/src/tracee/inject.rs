@@ -74,9 +74,9 @@ impl Tracee {
     }
 
     /// A stub that an earlier tracer left.
-    pub(super) fn find_stub(&self) -> Option<Stub> {
-        let ranges = self.ranges().ok()?;
-        let is_code = |(start, end, perms): &(u64, u64, String)| {
+    pub(super) fn find_stub(&self, maps: &str) -> Option<Stub> {
+        let ranges: Vec<(u64, u64, &str)> = maps.lines().filter_map(parse_range).collect();
+        let is_code = |(start, end, perms): &(u64, u64, &str)| {
             let mut magic = [0; 16];
             end - start == stub::PAGE
                 && perms.contains('x')
@@ -415,6 +415,13 @@ impl Tracee {
         }
     }
 
+    /// The vDSO with this code is at this address: what is to run there need not be looked for.
+    pub fn vdso_is_at(&mut self, code: &[u8], at: u64) {
+        if let (Some(stub), Some(offset)) = (&mut self.stub, syscall_in(code)) {
+            stub.gate = Some(at + offset);
+        }
+    }
+
     /// Start, end and permissions (as text) of every mapping.
     pub fn ranges(&self) -> Result<Vec<(u64, u64, String)>, TraceeError> {
         let range = |line| parse_range(line).map(|(start, end, perms)| (start, end, perms.to_string()));
@@ -456,9 +463,13 @@ impl Tracee {
         };
         let mut code = vec![0; (end - start) as usize];
         self.read_mem(start, &mut code)?;
-        let offset = code.windows(2).position(|pair| pair == [0x0f, 0x05]).ok_or(missing)?;
-        Ok(start + offset as u64)
+        Ok(start + syscall_in(&code).ok_or(missing)?)
     }
+}
+
+/// Where in code a `syscall` instruction is.
+fn syscall_in(code: &[u8]) -> Option<u64> {
+    code.windows(2).position(|pair| pair == [0x0f, 0x05]).map(|at| at as u64)
 }
 
 /// `struct clone_args` of a thread; its `set_tid` is still to be filled in.

@@ -33,7 +33,7 @@ impl Plan {
 /// other CPUs.
 pub fn install_stubs(tracees: &mut [&mut Tracee]) -> Result<(), TraceeError> {
     let mut planned: Vec<(usize, Plan)> = Vec::with_capacity(tracees.len());
-    for (who, tracee) in tracees.iter().enumerate().filter(|(_, tracee)| tracee.stub.is_none()) {
+    for (who, tracee) in tracees.iter_mut().enumerate().filter(|(_, tracee)| tracee.stub.is_none()) {
         planned.push((who, tracee.plan(&[])?));
     }
     let calls = planned.iter().map(|&(who, plan)| (who, plan.gate, libc::SYS_mmap, plan.map())).collect();
@@ -103,8 +103,12 @@ impl Tracee {
         if self.stub.is_some() {
             return Ok(());
         }
-        let plan = self.plan(avoid)?;
-        let got = self.call_at(0, plan.gate, libc::SYS_mmap, plan.map())?;
+        let mut plan = self.plan(avoid)?;
+        let mut got = self.call_at(0, plan.gate, libc::SYS_mmap, plan.map())?;
+        if got == -i64::from(libc::EEXIST) {
+            plan = self.plan(avoid)?;
+            got = self.call_at(0, plan.gate, libc::SYS_mmap, plan.map())?;
+        }
         if got != plan.at as i64 {
             return Err(self.inside("mapping the stub", got));
         }
@@ -115,11 +119,13 @@ impl Tracee {
         self.write_stub(plan)
     }
 
-    fn plan(&self, avoid: &[(u64, u64)]) -> Result<Plan, TraceeError> {
+    fn plan(&mut self, avoid: &[(u64, u64)]) -> Result<Plan, TraceeError> {
         self.refuse_dispatchers()?;
         // Room for some threads more, as a deputy may get them when its guest comes home.
         let len = stub::stub_len(self.threads.len() + 64);
-        let maps = self.maps()?;
+        // Of somebody who has the same memory and was frozen later they are old: then the place is taken, and
+        // another one is looked for.
+        let maps = self.maps.take().map_or_else(|| self.maps(), Ok)?;
         Ok(Plan { at: self.free_range(&maps, len, avoid)?, len, gate: self.vdso_syscall(&maps)? })
     }
 

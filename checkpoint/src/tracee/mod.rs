@@ -119,6 +119,8 @@ pub struct Tracee {
     made: Option<i32>,
     mem: File,
     live: bool,
+    /// Its mappings as they were when it had just been frozen, for the stub's place.
+    maps: Option<String>,
     /// All that was set is in its threads.
     settled: bool,
     not_send: PhantomData<*const ()>,
@@ -160,6 +162,7 @@ impl Tracee {
             mem,
             live: true,
             settled: false,
+            maps: None,
             not_send: PhantomData,
         };
         let mut seized: BTreeSet<i32> = BTreeSet::new();
@@ -168,7 +171,9 @@ impl Tracee {
             let fresh: Vec<i32> = tasks::list(pid)?.into_iter().filter(|tid| !seized.contains(tid)).collect();
             if fresh.is_empty() {
                 tracee.threads.sort_by_key(|thread| (thread.found.tid != pid, thread.found.tid));
-                tracee.stub = tracee.find_stub();
+                let maps = tracee.maps()?;
+                tracee.stub = tracee.find_stub(&maps);
+                tracee.maps = tracee.stub.is_none().then_some(maps);
                 return Ok(tracee);
             }
             let deadline = Instant::now() + STOP_LIMIT;
@@ -513,9 +518,10 @@ fn has_stub(pid: i32) -> Result<bool, TraceeError> {
         mem: tasks::open_mem(pid)?,
         live: false,
         settled: false,
+        maps: None,
         not_send: PhantomData,
     };
-    Ok(looking.find_stub().is_some())
+    Ok(looking.find_stub(&looking.maps()?).is_some())
 }
 
 impl Tracee {

@@ -91,6 +91,7 @@ impl Tracee {
             mem,
             live: true,
             settled: false,
+            maps: None,
             not_send: PhantomData,
         })
     }
