@@ -23,6 +23,7 @@ use Cell::{Instead, Refused, Same, Yes};
 
 const VICTIMS: &str = "checkpoint/tests/roundtrip/victims.rs";
 const SHARED_MEMORY: &str = "checkpoint/tests/roundtrip/shared_memory.rs";
+const HUGE_PAGES: &str = "checkpoint/tests/roundtrip/huge_pages.rs";
 const VDSO: &str = "checkpoint/tests/roundtrip/vdso.rs";
 const CLOCKS: &str = "checkpoint/tests/roundtrip/clocks.rs";
 const WAITS: &str = "checkpoint/tests/roundtrip/waits.rs";
@@ -80,7 +81,7 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "memfd: seals, modes, holes, descriptors and mappings",
         Yes(OBJECTS, "memfds"),
         Yes(MOVED_MEMORY, "memory_shared_by_a_users_subtree_stays_one"),
-        "of huge pages: refused; for `migrate`, with locks: refused",
+        "for `migrate`, of huge pages or with locks: refused",
     ),
     (
         "System V shared memory",
@@ -89,10 +90,17 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "a segment that is there still keeps what its other users wrote",
     ),
     (
-        "hugetlb",
+        "explicit huge pages (hugetlb): private, shared, memfds, System V segments; of 2 MiB and 1 GiB",
+        Yes(HUGE_PAGES, "huge_pages"),
         Refused(MAPPINGS, "explicit huge pages (hugetlb)"),
+        "copy-on-write stays (`huge_pages_of_a_family`); too few free ones are an error (`too_few_huge_pages`); \
+         transparent huge pages and their advice are carried by both",
+    ),
+    (
+        "files of a mounted hugetlbfs",
+        Refused(MAPPINGS, "a file of huge pages (hugetlbfs)"),
         Refused(MAPPINGS, "explicit huge pages (hugetlb)"),
-        "transparent huge pages and their advice are carried",
+        "",
     ),
     ("terabytes reserved, of which little is there", Yes(SHARED_MEMORY, "sparse_terabytes"), Same, ""),
     (

@@ -11,6 +11,7 @@ mod calls;
 mod clocks;
 mod deadlines;
 mod files;
+mod huge_pages;
 mod identity;
 mod memory;
 mod pkeys;
@@ -86,6 +87,10 @@ fn main() {
     let meeting = Meeting { dir: PathBuf::from(arguments.get(1).expect("usage: victim CASE DIR")) };
     match case.as_str() {
         "memory" => memory::run(&meeting),
+        "huge-pages" => huge_pages::run(&meeting),
+        "huge-family" => huge_pages::family(&meeting),
+        "huge-unreserved" => huge_pages::unreserved(&meeting),
+        "huge-gigabyte" => huge_pages::gigabyte(&meeting),
         "pkeys" => pkeys::run(&meeting, false),
         "pkeys-family" => pkeys::run(&meeting, true),
         "traits" => traits::run(&meeting),

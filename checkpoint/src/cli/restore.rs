@@ -172,6 +172,9 @@ fn failure(image: &ProcessImage, error: &RestoreError) -> Failure {
         RestoreError::Clocks { .. } => {
             (NOT_MIGRATABLE, "restore it on a kernel with time namespaces (CONFIG_TIME_NS)")
         }
+        RestoreError::HugePages { .. } => {
+            (FAILED, "free some or reserve more (vm.nr_hugepages, hugetlbpage.rst), then try again")
+        }
         RestoreError::Unfit(_) => (NOT_MIGRATABLE, "restore it where what is named above is as it was"),
         RestoreError::Stream(_) => (FAILED, "the image cannot be used; take another one"),
         RestoreError::File { .. } | RestoreError::Child(_) => {

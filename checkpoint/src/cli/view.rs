@@ -269,6 +269,7 @@ fn kind_of(kind: &FileKind) -> (&'static str, String) {
         FileKind::Regular { deleted: true } => ("file", "the name is gone".into()),
         FileKind::Regular { .. } => ("file", String::new()),
         FileKind::Memfd => ("memfd", String::new()),
+        FileKind::HugeMemfd => ("memfd", "of huge pages".into()),
         FileKind::Directory => ("directory", String::new()),
         FileKind::LocalDevice => ("device", String::new()),
         FileKind::Tty => ("terminal", String::new()),

@@ -3,6 +3,7 @@
 //! What `/proc` and ptrace tell is read from outside; what only the process itself can ask is read by
 //! system calls run inside it. Nothing of it changes but the stub, which the freeze's end removes.
 
+mod huge;
 mod inside;
 mod loader;
 mod membarrier;

@@ -1,7 +1,7 @@
 //! Objects of a frozen family: found among its mappings and open files, which from then on name them, and
 //! read from the files behind them (`/proc/PID/map_files`, `/proc/PID/fd`; proc(5)).
 
-use super::DumpError;
+use super::{DumpError, huge};
 use crate::image::objects::{MAX_OBJECTS, ObjectImage, ObjectKey, ObjectKind};
 use crate::image::{Backing, FileKind, ProcessImage, Vma};
 use crate::inventory::objects::{
@@ -17,7 +17,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
 /// Largest part given at once, bytes.
-const RUN: usize = 1 << 20;
+pub(super) const RUN: usize = 1 << 20;
 
 /// An object, and where its contents are read.
 pub struct Object {
@@ -58,14 +58,14 @@ pub fn collect(pids: &[i32], images: &mut [ProcessImage], rules: Rules) -> Resul
         }
         for (index, file) in image.files.files.iter().enumerate().filter(|(_, file)| is_object(file)) {
             let key = (file.stat.0, file.stat.1);
-            if file.kind != FileKind::Memfd && !which.has_deleted(key) {
+            if !file.kind.is_memfd() && !which.has_deleted(key) {
                 continue;
             }
             let fd = image.files.fds.iter().find(|fd| fd.file as usize == index);
             if let (Some(fd), false) = (fd, found.contains_key(&key)) {
                 let opened = open(pid, format!("fd/{}", fd.fd))?;
                 let kind = match file.kind {
-                    FileKind::Memfd => memfd(pid, &opened, &file.link)?,
+                    FileKind::Memfd | FileKind::HugeMemfd => memfd(pid, &opened, &file.link)?,
                     _ => {
                         let path = without_suffix(&file.link).to_vec();
                         ObjectKind::Deleted { path, temporary: which.temporary.get(&key).copied() }
@@ -140,7 +140,8 @@ fn of_mapping(
     found: &mut BTreeMap<ObjectKey, Object>,
 ) -> Result<Option<Backing>, DumpError> {
     let (offset, may_write) = match &vma.backing {
-        Backing::SharedAnon { id, offset } if which.several.contains(id) => (*offset, true),
+        // Of huge pages there is no second mapping by mremap(2), so that it is made from a file always.
+        Backing::SharedAnon { id, offset } if which.several.contains(id) || vma.is_huge() => (*offset, true),
         Backing::File(file) if file.deleted => (file.offset, file.may_write),
         _ => return Ok(None),
     };
@@ -200,6 +201,10 @@ fn failed(pid: i32, source: std::io::Error) -> DumpError {
     DumpError::Proc { what: "a file without a name (CAP_CHECKPOINT_RESTORE)", pid, source }
 }
 
+pub(super) fn unread(source: std::io::Error) -> DumpError {
+    DumpError::Proc { what: "the contents of a file without a name", pid: 0, source }
+}
+
 impl Object {
     fn new(pid: i32, key: ObjectKey, kind: ObjectKind, file: File) -> Result<Object, DumpError> {
         let meta = fs::File::metadata(&file).map_err(|source| failed(pid, source))?;
@@ -209,8 +214,9 @@ impl Object {
         {
             (size, mode, owner) = (segment.size, segment.mode, segment.owner);
         }
+        let page_shift = huge::page_shift(&file).map_err(|source| failed(pid, source))?;
         let times = [(meta.atime(), meta.atime_nsec()), (meta.mtime(), meta.mtime_nsec())];
-        Ok(Object { image: ObjectImage { key, kind, size, mode, owner, times }, file })
+        Ok(Object { image: ObjectImage { key, kind, size, mode, owner, times, page_shift }, file })
     }
 
     /// What its contents are read from.
@@ -223,11 +229,9 @@ impl Object {
         &self,
         mut each: impl FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let failed = |source: std::io::Error| DumpError::Proc {
-            what: "the contents of a file without a name",
-            pid: 0,
-            source,
-        };
+        if self.image.is_huge() {
+            return huge::for_each_run(&self.file, self.image.page_shift, each);
+        }
         let mut buffer = vec![0; RUN];
         let size = self.image.size;
         let mut at = 0;
@@ -236,10 +240,10 @@ impl Object {
                 Ok(start) => (start as u64) & !4095,
                 // ENXIO: a hole to the end.
                 Err(Errno::ENXIO) => break,
-                Err(errno) => return Err(failed(errno.into()).into()),
+                Err(errno) => return Err(unread(errno.into()).into()),
             };
             let end =
-                lseek(&self.file, start as i64, Whence::SeekHole).map_err(|errno| failed(errno.into()))?;
+                lseek(&self.file, start as i64, Whence::SeekHole).map_err(|errno| unread(errno.into()))?;
             let end = (end as u64).next_multiple_of(4096).min(size.next_multiple_of(4096));
             let mut from = start;
             while from < end {
@@ -248,7 +252,7 @@ impl Object {
                 let inside = size.saturating_sub(from).min(whole as u64) as usize;
                 // Behind the end of the file a page is zero.
                 part[inside..].fill(0);
-                self.file.read_exact_at(&mut part[..inside], from).map_err(failed)?;
+                self.file.read_exact_at(&mut part[..inside], from).map_err(unread)?;
                 each(from, part)?;
                 from += whole as u64;
             }

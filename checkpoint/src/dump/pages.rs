@@ -87,11 +87,12 @@ fn runs<E: From<DumpError>>(
                 };
                 for (start, end, whose) in parts {
                     match whose {
-                        Whose::Own => {
+                        // Not all kernels tell whose a page is, and one of a few must not be copied ([`super::parents`]).
+                        Whose::Own if !vma.is_huge() => {
                             let mut data = |addr: u64, bytes: &[u8]| each(Run::Data { addr, bytes });
                             loader.add(start, end, &mut data)?;
                         }
-                        Whose::Common => read_common(tracee, start, end, &mut each)?,
+                        Whose::Own | Whose::Common => read_common(tracee, start, end, &mut each)?,
                         Whose::Parents => each(Run::Same { addr: start, len: end - start })?,
                     }
                 }

@@ -239,6 +239,15 @@ pub enum FileKind {
         /// For the refusal.
         what: String,
     },
+    /// A memfd of huge pages (`MFD_HUGETLB`); else as [`FileKind::Memfd`].
+    HugeMemfd,
+}
+
+impl FileKind {
+    /// Whether it is a memfd, of pages of any size.
+    pub fn is_memfd(&self) -> bool {
+        matches!(self, FileKind::Memfd | FileKind::HugeMemfd)
+    }
 }
 
 /// What an epoll watches.

@@ -10,8 +10,7 @@ const FROM_THE_START: VmaFlags =
     VmaFlags::GROWSDOWN.union(VmaFlags::HUGEPAGE).union(VmaFlags::NORESERVE).union(VmaFlags::HUGETLB);
 
 /// What is not kept at all.
-const NEVER: VmaFlags =
-    VmaFlags::HUGETLB.union(VmaFlags::USERFAULT).union(VmaFlags::IO).union(VmaFlags::PFNMAP);
+const NEVER: VmaFlags = VmaFlags::USERFAULT.union(VmaFlags::IO).union(VmaFlags::PFNMAP);
 
 /// A part of a mapping that both have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +19,8 @@ pub struct Kept {
     pub start: u64,
     /// One past the last.
     pub end: u64,
-    /// The child's `PROT_*` and protection key, if they are others than its parent's.
+    /// The child's `PROT_*` and protection key, if they are others than its parent's; huge pages, which are
+    /// protected when they are filled, have none yet.
     pub prot: Option<(u32, u8)>,
 }
 
@@ -36,7 +36,7 @@ pub fn kept(parent: &MmImage, child: &MmImage) -> Vec<Kept> {
             if alike(theirs, mine) {
                 let (start, end) = (theirs.start.max(mine.start), theirs.end.min(mine.end));
                 let protected = |vma: &Vma| (vma.prot, vma.pkey);
-                let changed = protected(theirs) != protected(mine);
+                let changed = !mine.is_huge() && protected(theirs) != protected(mine);
                 out.push(Kept { start, end, prot: changed.then_some(protected(mine)) });
             }
         }
@@ -47,6 +47,7 @@ pub fn kept(parent: &MmImage, child: &MmImage) -> Vec<Kept> {
 fn alike(theirs: &Vma, mine: &Vma) -> bool {
     let private = !theirs.shared && !mine.shared;
     let flags = theirs.flags & FROM_THE_START == mine.flags & FROM_THE_START
+        && theirs.page_shift == mine.page_shift
         && !(theirs.flags | mine.flags).intersects(NEVER);
     private && flags && same_backing(theirs, mine)
 }
@@ -91,11 +92,20 @@ fn piece(vma: &Vma, start: u64, end: u64) -> Vma {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::MappedFile;
+    use crate::image::{MappedFile, PAGE_SHIFT};
 
     fn anon(start: u64, end: u64) -> Vma {
-        let flags = VmaFlags::empty();
-        Vma { start, end, prot: 3, backing: Backing::Anon, shared: false, flags, name: None, pkey: 0 }
+        Vma {
+            start,
+            end,
+            prot: 3,
+            backing: Backing::Anon,
+            shared: false,
+            flags: VmaFlags::empty(),
+            name: None,
+            pkey: 0,
+            page_shift: PAGE_SHIFT,
+        }
     }
 
     fn file(start: u64, end: u64, offset: u64) -> Vma {
@@ -136,6 +146,17 @@ mod tests {
         let rest = without(&anon(0x2000, 0x7000), &both);
         let rest: Vec<(u64, u64)> = rest.iter().map(|vma| (vma.start, vma.end)).collect();
         assert_eq!(rest, [(0x4000, 0x5000), (0x6000, 0x7000)]);
+    }
+
+    #[test]
+    fn huge_pages_are_kept_as_they_are() {
+        let huge = |page_shift, prot| {
+            let vma = anon(0x4000_0000, 0x8000_0000);
+            Vma { page_shift, prot, flags: VmaFlags::HUGETLB, ..vma }
+        };
+        let both = kept(&mm(vec![huge(21, 3)]), &mm(vec![huge(21, 1)]));
+        assert_eq!(both, [Kept { start: 0x4000_0000, end: 0x8000_0000, prot: None }]);
+        assert!(kept(&mm(vec![huge(21, 3)]), &mm(vec![huge(30, 3)])).is_empty());
     }
 
     #[test]

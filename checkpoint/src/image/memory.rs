@@ -50,7 +50,15 @@ pub struct Vma {
     pub name: Option<Vec<u8>>,
     /// Its protection key (`ProtectionKey:`, pkeys(7)).
     pub pkey: u8,
+    /// Its pages have 2 to the power of this many bytes: [`PAGE_SHIFT`], or what its huge pages have (hugetlb).
+    pub page_shift: u8,
 }
+
+/// Of ordinary pages.
+pub const PAGE_SHIFT: u8 = 12;
+
+/// Of the huge pages that x86-64 has: 2 MiB and 1 GiB.
+pub const HUGE_PAGE_SHIFTS: [u8; 2] = [21, 30];
 
 bitflags::bitflags! {
     /// The flags of a mapping that are carried (Documentation/filesystems/proc.rst, `VmFlags`).
@@ -97,6 +105,11 @@ bitflags::bitflags! {
 }
 
 impl Vma {
+    /// Whether it has explicit huge pages (hugetlb).
+    pub fn is_huge(&self) -> bool {
+        self.flags.contains(VmaFlags::HUGETLB)
+    }
+
     /// Of shared anonymous memory its number.
     pub fn anonymous_id(&self) -> Option<u64> {
         match self.backing {

@@ -3,6 +3,7 @@
 //! Files without a name (memfds, deleted files), and memory that is shared between processes (anonymous, System
 //! V). They are known by [`ObjectKey`]; their contents follow their description in the stream, by offsets.
 
+use super::memory::PAGE_SHIFT;
 use serde::{Deserialize, Serialize};
 
 /// Bound on the objects of one image.
@@ -30,6 +31,8 @@ pub struct ObjectImage {
     pub owner: (u32, u32),
     /// When it was read and written last: seconds and nanoseconds each.
     pub times: [(i64, i64); 2],
+    /// Its pages have 2 to the power of this many bytes: [`PAGE_SHIFT`], or what its huge pages have (hugetlb).
+    pub page_shift: u8,
 }
 
 /// What an object is.
@@ -63,6 +66,19 @@ pub enum ObjectKind {
 }
 
 impl ObjectImage {
+    /// Whether it is of explicit huge pages (hugetlb).
+    pub fn is_huge(&self) -> bool {
+        self.page_shift != PAGE_SHIFT
+    }
+
+    /// How much there is room for, bytes: its last huge page is whole.
+    pub fn room(&self) -> u64 {
+        match self.is_huge() {
+            true => self.size.checked_next_multiple_of(1 << self.page_shift).unwrap_or(self.size),
+            false => self.size,
+        }
+    }
+
     /// For messages.
     pub fn name(&self) -> String {
         match &self.kind {

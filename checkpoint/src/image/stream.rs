@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0..4    b"MGCK"
-//! 4       version (3)
+//! 4       version (5)
 //! 5       kind: 0 state, 1 data, 2 zero, 3 end, 4 process, 5 same, 6 object
 //! 6       flags: bit 0 = the body is zstd-compressed
 //! 7       0
@@ -29,7 +29,7 @@ use std::io::{self, Read, Write};
 use std::time::Instant;
 
 const MAGIC: &[u8; 4] = b"MGCK";
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 const HEADER: usize = 32;
 const COMPRESSED: u8 = 1;
 /// Largest body of a data frame, bytes.

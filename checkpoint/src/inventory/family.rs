@@ -87,7 +87,8 @@ impl Family {
             for pid in proc::pids() {
                 // Who has ended maps nothing.
                 let Ok(text) = proc::read(pid, "maps") else { continue };
-                if !text.windows(9).any(|word| word == b"/dev/zero") {
+                let is_shown = |word: &[u8]| word == b"/dev/zero" || word == b"/anon_hug";
+                if !text.windows(9).any(is_shown) {
                     continue;
                 }
                 let ids: BTreeSet<u64> = maps::parse(&text).iter().filter_map(Vma::anonymous_id).collect();

@@ -99,15 +99,18 @@ fn classify(
         };
     }
     match meta.mode() & libc::S_IFMT {
-        libc::S_IFREG if link.starts_with(b"/memfd:") && has_huge_pages(pid, fd) => {
-            unsupported("a memfd of huge pages (MFD_HUGETLB)".into())
-        }
+        libc::S_IFREG if link.starts_with(b"/memfd:") && has_huge_pages(pid, fd) => FileKind::HugeMemfd,
         libc::S_IFREG if link.starts_with(b"/memfd:") => FileKind::Memfd,
         libc::S_IFREG if link.starts_with(b"/secretmem") => {
             unsupported("secret memory (memfd_secret)".into())
         }
         libc::S_IFREG if link.first() != Some(&b'/') => namespace(link),
-        libc::S_IFREG => FileKind::Regular { deleted: !names_file(pid, link, meta.dev(), meta.ino()) },
+        libc::S_IFREG => match names_file(pid, link, meta.dev(), meta.ino()) {
+            false if has_huge_pages(pid, fd) => {
+                unsupported(format!("a deleted file of huge pages (hugetlbfs), {}", name()))
+            }
+            named => FileKind::Regular { deleted: !named },
+        },
         libc::S_IFDIR => FileKind::Directory,
         libc::S_IFIFO => FileKind::Pipe { internal: false },
         libc::S_IFCHR => character_device(meta.rdev(), link, info),

@@ -1,7 +1,7 @@
 //! Mappings: what they are, which of them cannot be carried, and how much memory they hold.
 
 use super::{Blocker, Rules};
-use crate::image::{Backing, MappedFile, Vma, VmaFlags};
+use crate::image::{Backing, HUGE_PAGE_SHIFTS, MappedFile, Vma, VmaFlags};
 use crate::proc::{self, maps};
 use crate::sys::pagemap_scan::{IS_FILE, Scanner};
 use std::fs;
@@ -71,8 +71,8 @@ fn why_not(vma: &Vma, rules: Rules) -> Option<&'static str> {
         return None;
     }
     let flags = vma.flags;
-    if flags.contains(VmaFlags::HUGETLB) {
-        return Some("explicit huge pages (hugetlb)");
+    if let (true, Some(why)) = (vma.is_huge(), why_not_huge(vma, rules)) {
+        return Some(why);
     }
     if flags.intersects(VmaFlags::IO | VmaFlags::PFNMAP) {
         return Some("memory of a device");
@@ -90,6 +90,23 @@ fn why_not(vma: &Vma, rules: Rules) -> Option<&'static str> {
     }
 }
 
+/// Explicit huge pages: those of memory are carried, those of a mounted file system are its affair.
+fn why_not_huge(vma: &Vma, rules: Rules) -> Option<&'static str> {
+    if rules == Rules::Homed {
+        return Some("explicit huge pages (hugetlb)");
+    }
+    if !HUGE_PAGE_SHIFTS.contains(&vma.page_shift) {
+        return Some("huge pages of an unknown size");
+    }
+    match &vma.backing {
+        Backing::File(file) => {
+            let of_memory = file.path.starts_with(b"/memfd:") || file.path.starts_with(b"/SYSV");
+            (!file.deleted || !of_memory).then_some("a file of huge pages (hugetlbfs)")
+        }
+        _ => None,
+    }
+}
+
 fn why_not_file(file: &MappedFile, shared: bool, rules: Rules) -> Option<&'static str> {
     let path = file.path.as_slice();
     let is = |prefix: &[u8]| path.starts_with(prefix);
@@ -103,7 +120,7 @@ fn why_not_file(file: &MappedFile, shared: bool, rules: Rules) -> Option<&'stati
         Some("an asynchronous I/O context")
     } else if file.deleted && is(b"/secretmem") {
         Some("secret memory (memfd_secret)")
-    } else if !is(b"/") || file.deleted && is(b"/dmabuf:") || is(b"/anon_hugepage") {
+    } else if !is(b"/") || file.deleted && is(b"/dmabuf:") {
         Some("a kernel object")
     } else if is(b"/dev/") && !is(b"/dev/shm/") {
         Some("memory of a device")
@@ -140,6 +157,26 @@ mod tests {
 
     fn file(path: &[u8], deleted: bool) -> MappedFile {
         MappedFile { path: path.to_vec(), deleted, dev: 1, ino: 1, offset: 0, may_write: true }
+    }
+
+    #[test]
+    fn huge_pages_of_memory_only() {
+        let why = |backing: Backing, page_shift, rules| {
+            let flags = VmaFlags::HUGETLB;
+            let (start, end, name) = (0x4000_0000, 0x8000_0000, None);
+            let vma = Vma { start, end, prot: 3, backing, shared: true, flags, name, pkey: 0, page_shift };
+            why_not(&vma, rules)
+        };
+        let homed = why(Backing::Anon, 21, Rules::Homed);
+        assert_eq!(homed, Some("explicit huge pages (hugetlb)"));
+        assert_eq!(why(Backing::Anon, 21, Rules::Standalone), None);
+        assert!(why(Backing::Anon, 16, Rules::Standalone).is_some_and(|why| why.contains("size")));
+        let of_file = |path: &[u8], deleted| Backing::File(file(path, deleted));
+        assert_eq!(why(of_file(b"/memfd:x", true), 30, Rules::Standalone), None);
+        assert!(
+            why(of_file(b"/mnt/x", true), 21, Rules::Standalone).is_some_and(|why| why.contains("hugetlbfs"))
+        );
+        assert!(why(of_file(b"/memfd:x", false), 21, Rules::Standalone).is_some());
     }
 
     #[test]

@@ -301,6 +301,7 @@ fn why_not_file(file: &OpenFile, fd: i32, rules: Rules) -> Option<String> {
         Rules::Homed if file.flags & libc::O_PATH as u32 != 0 => Some("an O_PATH descriptor".into()),
         Rules::Homed => match &file.kind {
             FileKind::Memfd if !file.locks.is_empty() => Some(format!("a memfd with a lock, {}", name())),
+            FileKind::HugeMemfd => Some("a memfd of huge pages (MFD_HUGETLB)".into()),
             FileKind::Pidfd { .. } => Some("a kernel object of type pidfd".into()),
             FileKind::Inotify { .. } => Some("a kernel object of type inotify".into()),
             FileKind::Namespace => Some(format!("a kernel file, {}", name())),

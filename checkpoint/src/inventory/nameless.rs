@@ -9,12 +9,12 @@ use std::os::unix::fs::MetadataExt;
 
 /// Whether it is a regular file without a name, or a memfd, which never has one.
 pub fn is_nameless(file: &OpenFile) -> bool {
-    matches!(file.kind, FileKind::Memfd | FileKind::Regular { deleted: true })
+    file.kind.is_memfd() || matches!(file.kind, FileKind::Regular { deleted: true })
 }
 
 /// Why the contents of such a file cannot be carried, if that can be seen.
 pub fn why_not(file: &OpenFile, meta: &fs::Metadata) -> Option<String> {
-    if file.kind == FileKind::Memfd {
+    if file.kind.is_memfd() {
         return None;
     }
     let name = String::from_utf8_lossy(&file.link);
@@ -34,7 +34,7 @@ pub fn why_not(file: &OpenFile, meta: &fs::Metadata) -> Option<String> {
 pub fn blockers(pid: i32, family: &Family, files: &FilesImage, rules: Rules, blockers: &mut Vec<Blocker>) {
     let concerned = |file: &OpenFile| match rules {
         Rules::Standalone => is_nameless(file),
-        Rules::Homed => file.kind == FileKind::Memfd,
+        Rules::Homed => file.kind.is_memfd(),
     };
     for (index, file) in files.files.iter().enumerate().filter(|(_, file)| concerned(file)) {
         let Some(fd) = files.fds.iter().find(|fd| fd.file as usize == index) else { continue };
@@ -52,7 +52,7 @@ pub fn blockers(pid: i32, family: &Family, files: &FilesImage, rules: Rules, blo
 
 fn kind(file: &OpenFile) -> &'static str {
     match file.kind {
-        FileKind::Memfd => "a memfd",
+        FileKind::Memfd | FileKind::HugeMemfd => "a memfd",
         _ => "a deleted file",
     }
 }

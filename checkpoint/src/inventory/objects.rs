@@ -5,7 +5,7 @@ use super::family::Family;
 use super::nameless::{self, is_nameless};
 use super::{Blocker, Rules};
 use crate::image::objects::{ObjectKey, SYSV};
-use crate::image::{Backing, FileKind, FilesImage, MappedFile, OpenFile, Vma};
+use crate::image::{Backing, FilesImage, MappedFile, OpenFile, Vma};
 use crate::proc::{self, maps};
 use std::collections::BTreeSet;
 use std::fs;
@@ -139,7 +139,7 @@ pub fn open_as_well(tables: &[(&FilesImage, &[Vma])]) -> Vec<Vec<Blocker>> {
     let of_one = |files: &FilesImage| {
         let open = files.files.iter().enumerate().filter(|(_, file)| {
             let path = file.link.strip_suffix(b" (deleted)").unwrap_or(&file.link);
-            is_object(file) && file.kind != FileKind::Memfd && written.contains(&(file.stat.1, path))
+            is_object(file) && !file.kind.is_memfd() && written.contains(&(file.stat.1, path))
         });
         open.filter_map(|(index, file)| {
             let fd = files.fds.iter().find(|fd| fd.file as usize == index)?;
@@ -183,7 +183,7 @@ fn segments_in_parts(vmas: &[Vma], blockers: &mut Vec<Blocker>) {
         let Backing::File(file) = &vma.backing else { continue };
         let Some(id) = segment_of(file) else { continue };
         let known = all.get_or_insert_with(segments).iter().find(|segment| segment.id == id);
-        let length = known.map(|segment| segment.size.next_multiple_of(4096));
+        let length = known.map(|segment| segment.size.next_multiple_of(1 << vma.page_shift));
         if file.offset != 0 || length != Some(vma.end - vma.start) {
             let what = format!(
                 "mapping {:x}-{:x}: a part of System V segment {id} (what was attached has been unmapped or \

@@ -1,6 +1,6 @@
 //! `/proc/PID/smaps`: mappings with their flags (Documentation/filesystems/proc.rst).
 
-use crate::image::{Backing, MappedFile, Vma, VmaFlags};
+use crate::image::{Backing, MappedFile, PAGE_SHIFT, Vma, VmaFlags};
 
 /// One mapping as the kernel shows it, before it is known what is behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,7 @@ struct Line<'a> {
 /// Parses `smaps`. Lines that are not understood are skipped, never guessed.
 pub fn parse(smaps: &[u8]) -> Vec<Vma> {
     let mut vmas: Vec<Vma> = Vec::new();
+    let mut page_shift = PAGE_SHIFT;
     let mut rest = smaps;
     while !rest.is_empty() {
         let line = &rest[..memchr::memchr(b'\n', rest).unwrap_or(rest.len())];
@@ -24,7 +25,13 @@ pub fn parse(smaps: &[u8]) -> Vec<Vma> {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             if let Some(vma) = vmas.last_mut() {
                 apply_flags(vma, flags);
+                if vma.is_huge() {
+                    vma.page_shift = page_shift;
+                }
             }
+        } else if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
+            // Above the flags, which tell whether they are huge pages.
+            page_shift = page_shift_of(size).unwrap_or(PAGE_SHIFT);
         } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
             let key = std::str::from_utf8(key).ok().and_then(|key| key.trim().parse().ok());
             if let (Some(vma), Some(key)) = (vmas.last_mut(), key) {
@@ -38,6 +45,14 @@ pub fn parse(smaps: &[u8]) -> Vec<Vma> {
         }
     }
     vmas
+}
+
+/// Of `    2048 kB`.
+fn page_shift_of(size: &[u8]) -> Option<u8> {
+    let kilobytes = std::str::from_utf8(size).ok()?.trim().strip_suffix("kB")?.trim_end();
+    let kilobytes: u64 = kilobytes.parse().ok()?;
+    let shift = kilobytes.trailing_zeros() as u8 + 10;
+    (kilobytes.is_power_of_two() && shift < 48).then_some(shift)
 }
 
 fn parse_line(line: &[u8]) -> Option<Line<'_>> {
@@ -90,6 +105,11 @@ fn vma_of(line: &Line<'_>) -> Vma {
         b"/dev/zero" if line.perms[3] == b'p' => Backing::Anon,
         // The kernel's own tmpfs file behind MAP_SHARED|MAP_ANONYMOUS (mm/shmem.c).
         b"/dev/zero (deleted)" => Backing::SharedAnon { id: line.ino, offset: line.offset },
+        // The kernel's own hugetlbfs file behind MAP_ANONYMOUS|MAP_HUGETLB, private or shared (mm/mmap.c).
+        HUGE_ANONYMOUS if libc::major(line.dev) == 0 => match line.perms[3] {
+            b'p' => Backing::Anon,
+            _ => Backing::SharedAnon { id: line.ino, offset: line.offset },
+        },
         _ => Backing::File(MappedFile {
             path: name,
             deleted: false,
@@ -100,9 +120,21 @@ fn vma_of(line: &Line<'_>) -> Vma {
         }),
     };
     let shared = line.perms[3] == b's';
-    let flags = VmaFlags::empty();
-    Vma { start: line.start, end: line.end, prot, backing, shared, flags, name: label, pkey: 0 }
+    Vma {
+        start: line.start,
+        end: line.end,
+        prot,
+        backing,
+        shared,
+        flags: VmaFlags::empty(),
+        name: label,
+        pkey: 0,
+        page_shift: PAGE_SHIFT,
+    }
 }
+
+/// How `maps` shows anonymous memory of huge pages.
+const HUGE_ANONYMOUS: &[u8] = b"/anon_hugepage (deleted)";
 
 /// `\ooo` stands for a newline in a path (fs/seq_file.c, `mangle_path`).
 fn unescape(name: &[u8]) -> Vec<u8> {
@@ -204,6 +236,23 @@ mod tests {
         assert_eq!((&vmas[1].backing, vmas[1].name.as_deref()), (&Backing::Anon, Some(&b"my heap"[..])));
         assert_eq!(vmas[2].backing, Backing::Anon);
         assert_eq!(vmas[3].backing, Backing::SharedAnon { id: 9, offset: 0x1000 });
+    }
+
+    #[test]
+    fn knows_huge_pages() {
+        let text = b"200000-400000 rw-p 00000000 00:11 7   /anon_hugepage (deleted)\n\
+                     KernelPageSize:     2048 kB\nVmFlags: rd wr mr mw me de ht \n\
+                     40000000-80000000 rw-s 40000000 00:11 8   /anon_hugepage (deleted)\n\
+                     KernelPageSize:  1048576 kB\nVmFlags: rd wr sh ht \n\
+                     90000000-90200000 rw-p 00000000 00:00 0 \nKernelPageSize:     2048 kB\nVmFlags: rd wr \n\
+                     91000000-91200000 rw-p 00000000 00:00 0 \nKernelPageSize:     2047 kB\nVmFlags: ht \n";
+        let vmas = parse(text);
+        assert_eq!((&vmas[0].backing, vmas[0].page_shift), (&Backing::Anon, 21));
+        assert_eq!(
+            (&vmas[1].backing, vmas[1].page_shift),
+            (&Backing::SharedAnon { id: 8, offset: 0x4000_0000 }, 30)
+        );
+        assert_eq!((vmas[2].page_shift, vmas[3].page_shift), (12, 12));
     }
 
     #[test]

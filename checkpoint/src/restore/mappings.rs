@@ -6,11 +6,12 @@
 
 use super::objects::Source;
 use super::pkeys::Keys;
-use super::{FileSource, RestoreError};
+use super::{FileSource, RestoreError, huge};
 use crate::image::objects::ObjectKey;
 use crate::image::{Backing, MappedFile, ProcessImage, Vma, VmaFlags};
 use crate::sys::process_vm;
-use crate::tracee::{Call, Tracee};
+use crate::tracee::{Call, Tracee, TraceeError};
+use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A kind of mapping beside private and shared (Linux 6.11, mmap(2)).
@@ -42,13 +43,18 @@ pub fn map_all(
     let mut plan = Plan::default();
     for (at, vma) in vmas.iter().enumerate() {
         // What its protection alone would give another key is protected when it is there.
-        let later = keys.come_later(vma) && !matches!(vma.backing, Backing::SharedAnon { .. });
-        let prot = if later { 0 } else { vma.prot };
+        let late = huge::is_protected_late(vma);
+        let later = !late && keys.come_later(vma) && !matches!(vma.backing, Backing::SharedAnon { .. });
+        let prot = match (late, later) {
+            (true, _) => (libc::PROT_READ | libc::PROT_WRITE) as u32,
+            (_, true) => 0,
+            _ => vma.prot,
+        };
         match &vma.backing {
             Backing::Anon => {
                 let droppable = vma.flags.contains(VmaFlags::DROPPABLE);
                 let kind = if droppable { MAP_DROPPABLE } else { libc::MAP_PRIVATE };
-                plan.map(vma, prot, kind | libc::MAP_ANONYMOUS, None);
+                plan.map(vma, prot, kind | libc::MAP_ANONYMOUS | huge::flags_of(vma), None);
             }
             Backing::SharedAnon { id, .. } => {
                 // Its place is taken now; the memory itself comes when all places are taken.
@@ -175,7 +181,7 @@ impl<'a> Plan<'a> {
         for ((call, vma), reply) in self.calls.iter().zip(&self.about).zip(&replies) {
             if let Some(errno) = reply.errno().filter(|_| call.is_must()) {
                 let what = format!("{} {:x}-{:x} {}", call.operation(), vma.start, vma.end, name(vma));
-                return Err(RestoreError::file(what, errno));
+                return Err(for_want_of_pages(RestoreError::file(what, errno), vma));
             }
             if matches!(call.operation(), MAPPING | ATTACHING) && reply.value as u64 != vma.start {
                 return Err(RestoreError::Unfit(format!(
@@ -194,6 +200,13 @@ impl<'a> Plan<'a> {
 const MAPPING: &str = "mapping";
 /// What shmat(2) is for.
 const ATTACHING: &str = "attaching";
+
+fn for_want_of_pages(error: RestoreError, vma: &Vma) -> RestoreError {
+    match vma.is_huge() {
+        true => huge::why(error, vma.page_shift, (vma.end - vma.start) >> vma.page_shift),
+        false => error,
+    }
+}
 
 fn name(vma: &Vma) -> String {
     match &vma.backing {
@@ -246,7 +259,17 @@ impl Contents {
     pub fn data(&self, tracee: &Tracee, addr: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         match process_vm::write(tracee.pid(), addr, bytes) {
             Ok(()) => Ok(()),
-            Err(_) => Ok(tracee.write_mem(addr, bytes)?),
+            Err(_) => tracee.write_mem(addr, bytes).map_err(|error| self.why_not_written(addr, error)),
+        }
+    }
+
+    fn why_not_written(&self, addr: u64, error: TraceeError) -> RestoreError {
+        let vma = self.vmas.get(self.vmas.partition_point(|vma| vma.end <= addr));
+        match vma.filter(|vma| vma.is_huge() && vma.start <= addr) {
+            Some(vma) => {
+                huge::why(RestoreError::file("filling huge pages", Errno::ENOMEM), vma.page_shift, 0)
+            }
+            None => error.into(),
         }
     }
 
@@ -254,13 +277,16 @@ impl Contents {
     pub fn zero(&self, tracee: &Tracee, addr: u64, len: u64) -> Result<(), RestoreError> {
         let first = self.vmas.partition_point(|vma| vma.end <= addr);
         for vma in self.vmas[first..].iter().take_while(|vma| vma.start < addr + len) {
-            if !matches!(vma.backing, Backing::File(_) | Backing::Object { .. }) {
+            // A huge page of zeros is one that was made.
+            if !vma.is_huge() && !matches!(vma.backing, Backing::File(_) | Backing::Object { .. }) {
                 continue;
             }
             let (mut at, end) = (addr.max(vma.start), (addr + len).min(vma.end));
             while at < end {
                 let n = (end - at).min(ZEROS.len() as u64);
-                tracee.write_mem(at, &ZEROS[..n as usize])?;
+                tracee
+                    .write_mem(at, &ZEROS[..n as usize])
+                    .map_err(|error| self.why_not_written(at, error))?;
                 at += n;
             }
         }
@@ -282,6 +308,9 @@ impl Contents {
                 if vma.flags.contains(VmaFlags::HUGEPAGE) {
                     plan.push(vma, advise(vma, libc::MADV_HUGEPAGE));
                 }
+            }
+            if huge::is_protected_late(vma) {
+                plan.push(vma, self.keys.protect(vma));
             }
             for (flag, advice) in ADVICE {
                 if vma.flags.contains(flag) {

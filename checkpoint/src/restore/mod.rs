@@ -12,6 +12,7 @@ mod credentials;
 pub mod family;
 mod files;
 mod groups;
+mod huge;
 mod layout;
 mod locks;
 mod mappings;
@@ -45,7 +46,7 @@ use crate::deputy::SigInfo;
 use crate::image::cpu::CpuImage;
 use crate::image::objects::ObjectKey;
 use crate::image::shares::ApartImage;
-use crate::image::{Backing, MappedFile, ProcessImage};
+use crate::image::{Backing, MappedFile, ProcessImage, Vma};
 use crate::inventory::cpu;
 use crate::sys::ptrace::Regs;
 use crate::tracee::{Tracee, TraceeError};
@@ -101,6 +102,16 @@ pub enum RestoreError {
         back_ns: u64,
         /// Why there is none.
         errno: nix::errno::Errno,
+    },
+    /// There are too few free huge pages (hugetlb).
+    #[error("{}", huge::explain(*page_shift, *wanted, *free))]
+    HugePages {
+        /// They have 2 to the power of this many bytes.
+        page_shift: u8,
+        /// How many were asked for; 0: one more than there was.
+        wanted: u64,
+        /// How many can be had; `None`: the kernel has none of this size.
+        free: Option<u64>,
     },
     /// The new process failed before it could be filled; in its own words.
     #[error("{0}")]
@@ -175,6 +186,8 @@ pub struct RebuildOptions {
     pub epolls: bool,
     /// Its clocks that count from boot go on where they were: what is due at a time of theirs is set to that.
     pub clocks: bool,
+    /// It may have explicit huge pages (hugetlb).
+    pub huge_pages: bool,
     /// Ask again for the signal at the parent's death (to a parent that is another one now).
     pub pdeathsig: bool,
 }
@@ -204,6 +217,7 @@ impl RebuildOptions {
             stop: true,
             epolls: false,
             clocks: true,
+            huge_pages: true,
             pdeathsig: true,
         }
     }
@@ -217,6 +231,7 @@ impl RebuildOptions {
             seccomp: false,
             credentials: Some(GUEST_CAPABILITIES),
             epolls: true,
+            huge_pages: false,
             pdeathsig: false,
             ..Self::standalone()
         }
@@ -238,6 +253,7 @@ impl RebuildOptions {
             stop: false,
             epolls: true,
             clocks: true,
+            huge_pages: false,
             pdeathsig: false,
         }
     }
@@ -285,6 +301,7 @@ impl<'a> Rebuild<'a> {
     ) -> Result<Rebuild<'a>, RestoreError> {
         check(image)?;
         check_cpu(image, tracee, options)?;
+        check_huge_pages(image, options)?;
         threads::unregister_rseq(tracee)?;
         layout::empty(tracee)?;
         if options.place_vdso {
@@ -307,6 +324,7 @@ impl<'a> Rebuild<'a> {
     ) -> Result<Rebuild<'a>, RestoreError> {
         check(image)?;
         check_cpu(image, tracee, options)?;
+        check_huge_pages(image, options)?;
         threads::unregister_rseq(tracee)?;
         let kept = cow::empty(tracee, image, &parent.mm)?;
         if options.place_vdso {
@@ -327,6 +345,7 @@ impl<'a> Rebuild<'a> {
     ) -> Result<Rebuild<'a>, RestoreError> {
         check(image)?;
         check_cpu(image, tracee, options)?;
+        check_huge_pages(image, options)?;
         let contents = Contents::default();
         let filled = Filled { contents, inherited: None, parent: None, queue_after: Vec::new() };
         Ok(Rebuild { tracee, image, options, filled })
@@ -369,7 +388,7 @@ impl<'a> Rebuild<'a> {
             // Pages of anonymous memory are zero when they have been dropped.
             let end = addr.saturating_add(len);
             for vma in self.image.mm.vmas.iter().filter(|vma| vma.start < end && vma.end > addr) {
-                if matches!(vma.backing, Backing::File(_)) {
+                if vma.is_huge() || matches!(vma.backing, Backing::File(_)) {
                     let (from, to) = (vma.start.max(addr), vma.end.min(end));
                     inherited.written(from, to - from);
                 }
@@ -518,6 +537,14 @@ fn check_cpu(image: &ProcessImage, tracee: &Tracee, options: RebuildOptions) -> 
     fits.map_err(RestoreError::Unfit)
 }
 
+/// Where huge pages are the node's own affair.
+fn check_huge_pages(image: &ProcessImage, options: RebuildOptions) -> Result<(), RestoreError> {
+    if !options.huge_pages && image.mm.vmas.iter().any(Vma::is_huge) {
+        return Err(RestoreError::Unfit("it has explicit huge pages (hugetlb)".into()));
+    }
+    Ok(())
+}
+
 /// Threads that share a directory of their own name one before them that has it.
 fn check_apart(image: &ProcessImage) -> Result<(), RestoreError> {
     let mut own = Vec::new();
@@ -560,6 +587,7 @@ fn check(image: &ProcessImage) -> Result<(), RestoreError> {
     if image.signals.actions.len() != 64 {
         return unfit("not one action a signal");
     }
+    image.mm.vmas.iter().try_for_each(huge::check)?;
     let ordered = image.mm.vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
     if !ordered || image.mm.vmas.iter().any(|vma| vma.start >= vma.end || vma.start % 4096 != 0) {
         return unfit("mappings that overlap");

@@ -1,11 +1,12 @@
 //! Objects of an image: made and filled by the program that restores, before the processes that use them.
 
 use super::traces::{Trace, Traces};
-use super::{RestoreError, nameless};
-use crate::image::OpenFile;
+use super::{RestoreError, huge, nameless};
 use crate::image::objects::{ObjectImage, ObjectKey, ObjectKind};
 use crate::image::stream::{Item, StreamReader};
+use crate::image::{Backing, OpenFile, PAGE_SHIFT, ProcessImage};
 use crate::inventory::objects::{is_temporary, segments};
+use crate::sys::huge_pages;
 use crate::sys::shared_memory::{self, Attached};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// Longest name of a memfd (memfd_create(2)).
@@ -62,11 +63,21 @@ pub enum Source {
 impl Objects {
     /// Makes what comes next in the stream, up to the memory of the first process.
     pub fn receive<R: Read>(stream: &mut StreamReader<R>) -> Result<Objects, RestoreError> {
-        Objects::receive_with(stream, &mut |_| Ok(None))
+        Objects::receive_all(stream, &mut |_| Ok(None))
     }
 
-    /// The same with what the embedder has of them.
+    /// The same with what the embedder has of them; without huge pages, which are the node's.
     pub fn receive_with<R: Read>(
+        stream: &mut StreamReader<R>,
+        give: &mut Giver<'_>,
+    ) -> Result<Objects, RestoreError> {
+        Objects::receive_all(stream, &mut |image| match image.is_huge() {
+            true => Err(Errno::EOPNOTSUPP.into()),
+            false => give(image),
+        })
+    }
+
+    fn receive_all<R: Read>(
         stream: &mut StreamReader<R>,
         give: &mut Giver<'_>,
     ) -> Result<Objects, RestoreError> {
@@ -96,8 +107,11 @@ impl Objects {
                     Some(made) => made.write(addr, bytes)?,
                     None => return Err(unfit("contents without an object")),
                 },
-                // Fresh files have nothing but holes.
-                Item::Zero { .. } => {}
+                Item::Zero { addr, len } => {
+                    if let Some(made) = &current {
+                        made.zero(addr, len)?;
+                    }
+                }
                 Item::Process(0) => break,
                 _ => return Err(unfit("the memory of its first process is missing")),
             }
@@ -110,6 +124,18 @@ impl Objects {
         if let Some(made) = made {
             made.finish()?;
             self.made.insert(made.image.key, made);
+        }
+        Ok(())
+    }
+
+    /// Mappings of them must have pages as theirs.
+    pub fn check(&self, images: &[ProcessImage]) -> Result<(), RestoreError> {
+        for vma in images.iter().flat_map(|image| &image.mm.vmas) {
+            if let Backing::Object { key, .. } = vma.backing
+                && self.get(key)?.image.page_shift != vma.page_shift
+            {
+                return Err(huge::inconsistent());
+            }
         }
         Ok(())
     }
@@ -179,15 +205,19 @@ impl Made {
         if i64::try_from(image.size).is_err() {
             return Err(RestoreError::Unfit("the image is not consistent: an object's length".into()));
         }
-        let failed = |source| RestoreError::File { what: format!("making {}", image.name()), source };
+        huge::check_object(&image)?;
+        let failed = |source| failed(&image, "making", source);
         let given = match image.kind {
-            ObjectKind::SysV { .. } => None,
+            // A segment is never given, huge or not.
+            ObjectKind::SysV { .. } if !image.is_huge() => None,
             _ => give(&image).map_err(failed)?,
         };
         let what = match (&image.kind, given) {
             (_, Some(file)) => Ok(What::File(file)),
-            (ObjectKind::SharedAnon, _) => shared_memory::anonymous(image.size).map(What::File),
-            (ObjectKind::Memfd { name, .. }, _) => memfd(name).map(What::File),
+            (ObjectKind::SharedAnon, _) => {
+                shared_memory::anonymous(image.size, image.page_shift).map(What::File)
+            }
+            (ObjectKind::Memfd { name, .. }, _) => memfd_of(name, image.page_shift).map(What::File),
             (ObjectKind::Deleted { path, temporary }, _) => {
                 nameless::create(path, *temporary).map(What::File).map_err(Into::into)
             }
@@ -201,24 +231,51 @@ impl Made {
     }
 
     fn failed(&self, doing: &str, source: std::io::Error) -> RestoreError {
-        RestoreError::File { what: format!("{doing} {}", self.image.name()), source }
+        failed(&self.image, doing, source)
     }
 
     /// Whole pages; behind its end they are cut off.
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
-        let inside = self.image.size.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        let inside = self.image.room().saturating_sub(offset).min(bytes.len() as u64) as usize;
         let (bytes, beyond) = bytes.split_at(inside);
         if beyond.len() >= 4096 {
-            return Err(RestoreError::Unfit(
-                "the image is not consistent: contents behind an object's end".into(),
-            ));
+            return Err(RestoreError::Unfit(BEHIND.into()));
         }
         let written = match &self.what {
+            What::File(file) if self.image.is_huge() => {
+                huge_pages::write(file.as_fd(), self.image.page_shift, offset, bytes).map_err(Into::into)
+            }
             What::File(file) => file.write_all_at(bytes, offset),
+            What::Segment(Some(attached)) if self.image.is_huge() => self
+                .make_pages(attached, offset, bytes.len() as u64)
+                .and_then(|()| attached.write(offset, bytes)),
             What::Segment(Some(attached)) => attached.write(offset, bytes),
             What::Segment(None) => Ok(()),
         };
         written.map_err(|source| self.failed("filling", source))
+    }
+
+    /// A fresh file has nothing but holes, which are zero; of huge pages those are made that had been made.
+    fn zero(&self, offset: u64, length: u64) -> Result<(), RestoreError> {
+        if !self.image.is_huge() {
+            return Ok(());
+        }
+        if offset.checked_add(length).is_none_or(|end| end > self.image.room()) {
+            return Err(RestoreError::Unfit(BEHIND.into()));
+        }
+        let made = match &self.what {
+            What::File(file) => {
+                huge_pages::make(file.as_fd(), self.image.page_shift, offset, length).map_err(Into::into)
+            }
+            What::Segment(Some(attached)) => self.make_pages(attached, offset, length),
+            What::Segment(None) => Ok(()),
+        };
+        made.map_err(|source| self.failed("filling", source))
+    }
+
+    fn make_pages(&self, attached: &Attached, offset: u64, length: u64) -> std::io::Result<()> {
+        let (first, length) = huge_pages::pages_around(self.image.page_shift, offset, length)?;
+        attached.make_pages(first, length)
     }
 
     /// Owner, mode and times, when the contents are there.
@@ -242,11 +299,32 @@ impl Made {
     }
 }
 
+/// What is wrong with contents of an object that it has no room for.
+const BEHIND: &str = "the image is not consistent: contents behind an object's end";
+
+fn failed(image: &ObjectImage, doing: &str, source: std::io::Error) -> RestoreError {
+    let error = RestoreError::File { what: format!("{doing} {}", image.name()), source };
+    match image.is_huge() {
+        true => huge::why(error, image.page_shift, 0),
+        false => error,
+    }
+}
+
 /// A memfd that may be sealed.
 pub fn memfd(name: &[u8]) -> std::io::Result<File> {
+    memfd_of(name, PAGE_SHIFT)
+}
+
+/// The same of pages of this size.
+fn memfd_of(name: &[u8], page_shift: u8) -> std::io::Result<File> {
     let name = CString::new(&name[..name.len().min(MAX_NAME)])?;
-    let made = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-    Ok(File::from(made))
+    let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    if page_shift != PAGE_SHIFT {
+        // MFD_HUGE_SHIFT is MAP_HUGE_SHIFT (memfd_create(2)).
+        let size = huge_pages::size_flag(page_shift) as libc::c_uint;
+        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::from_bits_retain(size);
+    }
+    Ok(File::from(memfd_create(name.as_c_str(), flags)?))
 }
 
 /// `None`: the segment is there still, and its contents are what its users have made of them since.
@@ -258,8 +336,8 @@ fn segment(image: &ObjectImage, key: i32, removed: bool) -> std::io::Result<Opti
             false => Err(Errno::EEXIST.into()),
         };
     }
-    shared_memory::make_segment(id, key, image.size, image.mode)?;
-    let attached = Attached::to(id, image.size);
+    shared_memory::make_segment(id, key, image.size, image.mode, image.page_shift)?;
+    let attached = Attached::to(id, image.room());
     if attached.is_err() {
         shared_memory::remove_segment(id)?;
     }

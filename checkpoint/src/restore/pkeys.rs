@@ -148,6 +148,7 @@ mod tests {
             flags: VmaFlags::empty(),
             name: None,
             pkey,
+            page_shift: crate::image::PAGE_SHIFT,
         };
         MmImage { vmas: (1..).zip(vmas).map(vma).collect(), pkeys, ..MmImage::default() }
     }

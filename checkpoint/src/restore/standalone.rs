@@ -12,7 +12,7 @@ use super::objects::{Objects, Source};
 use super::one_cpu::OneCpu;
 use super::shell::{self, is_zombie, taken};
 use super::traces::Traces;
-use super::{FileSource, RebuildOptions, RestoreError, table, taking};
+use super::{FileSource, RebuildOptions, RestoreError, huge, table, taking};
 use crate::image::objects::ObjectKey;
 use crate::image::stream::StreamReader;
 use crate::image::{FileKind, MappedFile, ProcessImage};
@@ -66,7 +66,9 @@ pub fn rebuild<R: Read>(
 ) -> Result<Restored, RestoreError> {
     check_family(images)?;
     table::raise_limit();
+    huge::check_room(images)?;
     let objects = Objects::receive(stream)?;
+    objects.check(images)?;
     // Whoever loses its parent on the way comes to us, and is waited for (prctl(2)).
     set_child_subreaper(true).map_err(|errno| RestoreError::file("PR_SET_CHILD_SUBREAPER", errno))?;
     rebuild_all(images, stream, how, objects).inspect_err(|_| reap_orphans(Instant::now() + END_LIMIT))

@@ -11,6 +11,9 @@
 #[path = "../roundtrip/harness.rs"]
 #[allow(dead_code, reason = "the other tests use the rest")]
 mod harness;
+#[path = "../roundtrip/huge_pool.rs"]
+#[allow(dead_code, reason = "the other tests use the rest")]
+mod huge_pool;
 mod images;
 mod lies;
 mod mutate;

@@ -6,7 +6,7 @@
 //! reach a process of ours.
 
 use crate::mutate::{Random, damage, number};
-use crate::seeds::seeds;
+use crate::seeds::{HUGE_PAGES, seeds};
 use checkpoint::image::stream::{Item, StreamReader};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -91,6 +91,9 @@ fn the_restorer() {
             panic!("{}: status {status}, left: {left:?}: {said}", kept.display());
         }
         assert!(status == "0" || said.contains("why:"), "no reason was given: {said}");
+        if let Some(pool) = &seeds.huge_pages {
+            pool.await_free(HUGE_PAGES);
+        }
         rebuilt += u64::from(status == "0");
     }
     eprintln!("hostile images: {rounds} inputs, {readable} tried, {rebuilt} rebuilt, seed {seed}");

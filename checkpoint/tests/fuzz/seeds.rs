@@ -1,6 +1,7 @@
 //! Images by the engine's own hand, of everything that one can have in it: what is to be broken.
 
 use crate::harness::{Case, Running, descendants, migckpt, victim};
+use crate::huge_pool::Pool;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::unix::process::CommandExt;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 pub struct Seeds {
     /// One process each, or a tree.
     pub images: Vec<Vec<u8>>,
+    /// What those with huge pages are restored from, all of it free.
+    pub huge_pages: Option<Pool>,
     _folders: Vec<Case>,
 }
 
@@ -61,6 +64,11 @@ while True: time.sleep(100)
 
 /// Cases of the victim that have what a program in Python cannot have.
 const CASES: [&str; 8] = ["timers", "clocks", "shares", "apart", "traits", "files", "signals", "filters"];
+
+/// The same, which need huge pages.
+const HUGE_CASES: [&str; 2] = ["huge-pages", "huge-family"];
+/// So many of 2 MiB.
+pub const HUGE_PAGES: u64 = 24;
 
 fn start(case: &Case, command: &mut Command) -> Running {
     let command = command.process_group(0).current_dir(case.dir.path()).stdin(Stdio::null());
@@ -113,19 +121,25 @@ fn prepared(case: &Case, running: Running) -> Vec<Vec<u8>> {
 pub fn seeds() -> Seeds {
     let mut folders = Vec::new();
     let mut images = small(&mut folders);
-    if nix::unistd::geteuid().is_root() {
+    let root = nix::unistd::geteuid().is_root();
+    let huge_pages = if root { Pool::reserve("images with huge pages", 2048, HUGE_PAGES) } else { None };
+    if root {
         let case = Case::new();
         let python = start(&case, Command::new(victim()).args(["exec", "/usr/bin/python3", "-c", SOCKETS]));
         images.extend(prepared(&case, python));
         folders.push(case);
-        for name in CASES {
+        let huge_cases = HUGE_CASES.iter().filter(|_| huge_pages.is_some());
+        for name in CASES.iter().chain(huge_cases) {
             let case = Case::new();
             let mut command = Command::new(victim());
             let running = start(&case, command.arg(name).arg(case.dir.path()));
             images.extend(prepared(&case, running));
             folders.push(case);
+            if let Some(pool) = &huge_pages {
+                pool.await_free(HUGE_PAGES);
+            }
         }
     }
     images.retain(|image| !image.is_empty());
-    Seeds { images, _folders: folders }
+    Seeds { images, huge_pages, _folders: folders }
 }

@@ -1,6 +1,7 @@
 //! Starting, saving, restoring and waiting, with deadlines, and nothing left behind.
 
 use checkpoint::image::ProcessImage;
+use checkpoint::image::objects::ObjectImage;
 use checkpoint::image::stream::{Compress, Item, Options, StreamReader, StreamWriter};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -214,6 +215,17 @@ impl Case {
 
     /// Writes an image again, to another folder, with the states that `change` makes of those it has.
     pub fn rewrite(&self, from: &str, to: &str, change: impl Fn(&mut Vec<ProcessImage>)) {
+        self.rewrite_with(from, to, change, |_| ());
+    }
+
+    /// The same, and with the objects that `of_object` makes of those it has.
+    pub fn rewrite_with(
+        &self,
+        from: &str,
+        to: &str,
+        change: impl Fn(&mut Vec<ProcessImage>),
+        of_object: impl Fn(&mut ObjectImage),
+    ) {
         let old = fs::read(self.path(from).join("process.img")).expect("an image");
         let mut reader = StreamReader::new(old.as_slice()).expect("starts");
         let options = Options { compress: Compress::Off };
@@ -229,7 +241,10 @@ impl Case {
                 Item::Zero { addr, len } => writer.zero(addr, len),
                 Item::Same { addr, len } => writer.same(addr, len),
                 Item::Process(index) => writer.process(index),
-                Item::Object(object) => writer.object(&object),
+                Item::Object(mut object) => {
+                    of_object(&mut object);
+                    writer.object(&object)
+                }
                 Item::End => break,
                 other => panic!("{other:?} in the image"),
             }

@@ -4,6 +4,8 @@
 mod clocks;
 mod harness;
 mod hostile;
+mod huge_pages;
+mod huge_pool;
 mod inet;
 mod nameless;
 mod objects;

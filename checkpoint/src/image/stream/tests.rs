@@ -24,6 +24,7 @@ fn image() -> ProcessImage {
                 flags: VmaFlags::GROWSDOWN,
                 name: None,
                 pkey: 0,
+                page_shift: PAGE_SHIFT,
             }],
             layout: [1; 11],
             auxv: vec![1, 2],
