@@ -209,6 +209,10 @@ impl MappingView {
             }
             Backing::Object { key, offset, .. } => (format!("object {:x}:{}", key.0, key.1), *offset),
             Backing::SharedAnon { id, offset } => (format!("shared memory {id}"), *offset),
+            Backing::Anon if vma.is_huge() => {
+                let kilobytes = 1u64.checked_shl(vma.page_shift.saturating_sub(10).into()).unwrap_or(0);
+                (format!("memory of huge pages ({kilobytes} kB)"), 0)
+            }
             Backing::Anon => {
                 let label = vma.name.as_deref().map(text).unwrap_or_default();
                 (if label.is_empty() { "memory".into() } else { format!("memory [{label}]") }, 0)

@@ -1,11 +1,12 @@
 //! Explicit huge pages (hugetlb). The pages are counted: a hole is none that was made, what processes had in
 //! common is not there twice, and what fails gives all of them back.
 
-use super::harness::{Case, can_run, exists, run, victim};
+use super::harness::{Case, can_run, descendants, exists, run, victim};
 use super::huge_pool::Pool;
 use super::victims::survives_saved;
 use checkpoint::image::objects::{ObjectImage, ObjectKind};
 use checkpoint::image::{Backing, ProcessImage, Vma, VmaFlags};
+use checkpoint::inventory::{Rules, inspect};
 use std::fs;
 
 const KILOBYTES: u64 = 2048;
@@ -128,6 +129,31 @@ fn a_dump_makes_no_huge_pages() {
         assert!(running.end().success(), "{}", case.output());
         pool.await_free(pages + 4);
     }
+}
+
+/// For another node, and without those who share them, they are named.
+#[test]
+fn huge_pages_that_cannot_be_carried() {
+    let test = "huge_pages_that_cannot_be_carried";
+    if !can_run(test) {
+        return;
+    }
+    let Some(pool) = Pool::reserve(test, KILOBYTES, 15) else { return };
+    let case = Case::new();
+    let dir = case.dir.path().to_str().expect("UTF-8");
+    let running = case.start(victim().to_str().expect("UTF-8"), &["huge-family", dir]);
+    case.await_file("ready");
+    let named = |pid: i32, rules: Rules, what: &str| {
+        let found = inspect(pid, rules).expect("looks").blockers;
+        assert!(found.iter().any(|blocker| blocker.what.contains(what)), "{found:?} do not tell {what}");
+    };
+    named(running.pid(), Rules::Homed, ": explicit huge pages (hugetlb)");
+    named(running.pid(), Rules::Homed, "a memfd of huge pages (MFD_HUGETLB)");
+    let last = *descendants(running.pid()).last().expect("its grandchild");
+    named(last, Rules::Standalone, "it shares anonymous memory with process");
+    named(last, Rules::Standalone, "it shares a mapped file without a name with process");
+    drop(running);
+    pool.await_free(15);
 }
 
 type Lie = fn(&mut Vma);
