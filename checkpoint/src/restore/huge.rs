@@ -1,7 +1,7 @@
 //! Explicit huge pages (hugetlb): what an image may say of them, and what is told where there are too few.
 //!
-//! A private mapping of them is made to be written, and gets its protection when it is filled: through
-//! `/proc/PID/mem` a page without the right to write is not made (`FOLL_FORCE`, check_vma_flags in mm/gup.c).
+//! A private mapping of them is made to be written, and gets its protection when it is filled: not every kernel
+//! writes to huge pages without the right to (`FOLL_FORCE`, check_vma_flags in mm/gup.c: 6.18 does, 6.2 does not).
 
 use super::RestoreError;
 use crate::image::kept::{kept, without};
