@@ -507,11 +507,12 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "",
     ),
     ("32-bit programs", Refused(TREE, "it is a 32-bit program"), Refused(TREE, "it is a 32-bit program"), ""),
+    ("containers", Refused(TREE, "namespace (a container?)"), Refused(TREE, "namespace (a container?)"), ""),
     (
-        "containers, chroot",
-        Refused(TREE, "namespace (a container?)"),
-        Refused(TREE, "namespace (a container?)"),
-        "",
+        "another root (chroot)",
+        Yes(OPEN_FILES, "another_root"),
+        Refused(TREE, "its root is {} (chroot)"),
+        "migckpt: not beside Unix sockets with names in the file system, nor one that processes share (CLONE_FS)",
     ),
     (
         "children, PIDs of a whole tree",

@@ -397,8 +397,22 @@ pub fn blockers(images: &[ProcessImage]) -> Vec<Blocker> {
         let what = format!("a descriptor in flight in a socket: {what}");
         blockers.push(Blocker { kind: "fd", what });
     }
+    blockers.extend(other_root(images));
     relations::blockers(&relations::of_images(images), &tree::in_use, &mut blockers);
     shares::in_image(images, &mut blockers);
     owners::not_in_image(images, &mut blockers);
     blockers
+}
+
+/// What is named by paths is named from here, and made again before a root is entered.
+fn other_root(images: &[ProcessImage]) -> Option<Blocker> {
+    let within: Vec<&ProcessImage> = images.iter().filter(|image| image.fs.root != b"/").collect();
+    let root = String::from_utf8_lossy(&within.first()?.fs.root).into_owned();
+    let named = images.iter().flat_map(|image| &image.files.sockets).any(|socket| socket.file.is_some());
+    let why = match within.iter().any(|image| image.shares.fs != 0) {
+        true => "that processes share (CLONE_FS)",
+        false if named => "beside Unix sockets with names in the file system",
+        false => return None,
+    };
+    Some(Blocker { kind: "namespace", what: format!("its root is {root} (chroot), {why}") })
 }

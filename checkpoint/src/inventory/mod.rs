@@ -229,7 +229,7 @@ fn inspect_one(
     let vmas = read(face).map_err(io)?;
     let files = files::read(face, family).map_err(io)?;
     tree::relatives(pid, &status, family, rules, &mut blockers);
-    tree::surroundings(face, family, &mut blockers);
+    tree::surroundings(face, family, rules, &mut blockers);
     traits::outside(&status, &mut blockers);
     tree::threads(pid, &status, rules, &mut blockers);
     timers::blockers(face, family, &mut blockers);

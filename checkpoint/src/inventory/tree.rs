@@ -134,7 +134,7 @@ pub fn relatives(pid: i32, status: &Status, family: &Family, rules: Rules, block
 
 /// Namespaces other than ours, and a root other than theirs. A time namespace is nothing but what clocks
 /// are ahead by, which an image has: it must be one for the whole family.
-pub fn surroundings(pid: i32, family: &Family, blockers: &mut Vec<Blocker>) {
+pub fn surroundings(pid: i32, family: &Family, rules: Rules, blockers: &mut Vec<Blocker>) {
     let name_of = |whose: &str, name: &str| fs::read_link(format!("/proc/{whose}/ns/{name}")).ok();
     let theirs = pid.to_string();
     const NAMES: [&str; 7] = ["mnt", "pid", "net", "ipc", "user", "uts", "cgroup"];
@@ -161,7 +161,8 @@ pub fn surroundings(pid: i32, family: &Family, blockers: &mut Vec<Blocker>) {
             blockers.push(Blocker { kind: "namespace", what });
         }
     }
-    if let Ok(root) = proc::link(pid, "root")
+    if rules == Rules::Homed
+        && let Ok(root) = proc::link(pid, "root")
         && root != b"/"
     {
         let what = format!("its root is {} (chroot)", String::from_utf8_lossy(&root));

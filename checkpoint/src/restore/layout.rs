@@ -78,12 +78,16 @@ pub fn set_mm(tracee: &mut Tracee, image: &ProcessImage, exe: bool) -> Result<()
     Ok(())
 }
 
-/// Working directory and umask of thread `i`, and of those that share them.
-pub fn fs(tid: i32, fs: &FsImage) -> Vec<Call> {
+/// Working directory, umask, and where there may be one, root: of a thread and those that share them.
+pub fn fs(tid: i32, fs: &FsImage, root: bool) -> Vec<Call> {
     let mut calls = vec![Call::must("umask", libc::SYS_umask, [fs.umask.into(), 0, 0, 0, 0, 0])];
     let now = crate::proc::link(tid, "cwd").unwrap_or_default();
     if now != fs.cwd && !fs.cwd_deleted {
         calls.push(Call::must("entering the working directory", libc::SYS_chdir, [0; 6]).string(0, &fs.cwd));
+    }
+    // After the directory, whose name is told from here.
+    if root && fs.root != b"/" && crate::proc::link(tid, "root").unwrap_or_default() != fs.root {
+        calls.push(Call::must("entering its root (chroot)", libc::SYS_chroot, [0; 6]).string(0, &fs.root));
     }
     calls
 }

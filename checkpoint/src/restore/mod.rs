@@ -186,6 +186,8 @@ pub struct RebuildOptions {
     pub epolls: bool,
     /// Its clocks that count from boot go on where they were: what is due at a time of theirs is set to that.
     pub clocks: bool,
+    /// Its root may be another one (chroot(2)).
+    pub root: bool,
     /// It may have explicit huge pages (hugetlb).
     pub huge_pages: bool,
     /// Ask again for the signal at the parent's death (to a parent that is another one now).
@@ -217,6 +219,7 @@ impl RebuildOptions {
             stop: true,
             epolls: false,
             clocks: true,
+            root: true,
             huge_pages: true,
             pdeathsig: true,
         }
@@ -231,6 +234,7 @@ impl RebuildOptions {
             seccomp: false,
             credentials: Some(GUEST_CAPABILITIES),
             epolls: true,
+            root: false,
             huge_pages: false,
             pdeathsig: false,
             ..Self::standalone()
@@ -253,6 +257,7 @@ impl RebuildOptions {
             stop: false,
             epolls: true,
             clocks: true,
+            root: false,
             huge_pages: false,
             pdeathsig: false,
         }
@@ -459,7 +464,7 @@ impl<'a> Rebuild<'a> {
             layout::set_mm(tracee, image, options.exe)?;
         }
         let mut calls = if options.misc { traits::lock_future(image) } else { Vec::new() };
-        calls.extend(layout::fs(tracee.tid(0), &image.fs));
+        calls.extend(layout::fs(tracee.tid(0), &image.fs, options.root));
         calls.extend(layout::membarrier(image));
         calls.extend(signals::actions(image));
         tracee.must_all(0, &calls)?;
@@ -470,7 +475,7 @@ impl<'a> Rebuild<'a> {
         }
         for (&i, thread) in order.iter().zip(&image.threads) {
             if let Some(own) = &thread.apart.fs {
-                let calls = layout::fs(tracee.tid(i), own);
+                let calls = layout::fs(tracee.tid(i), own, options.root);
                 tracee.must_all(i, &calls)?;
             }
         }

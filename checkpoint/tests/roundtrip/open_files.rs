@@ -284,3 +284,35 @@ check("the child", os.waitpid(child, 0)[1], 7 << 8)
 fn owners_are_signalled() {
     survives_as_tree(OWNERS);
 }
+
+#[test]
+fn another_root() {
+    // Its working directory is outside.
+    survives(
+        r#"
+os.mkdir("jail")
+with open("jail/inside", "w") as f: f.write("kept")
+kept = open("jail/inside")
+os.chroot("jail")
+pause()
+check("the file it has open", kept.read(), "kept")
+check("its root", open("/inside").read(), "kept")
+check("what is outside", os.path.exists("/etc"), False)
+check("its directory", os.path.exists("jail"), True)
+"#,
+    );
+    // And here within.
+    survives(
+        r#"
+os.mkdir("deep")
+os.chroot(".")
+os.chdir("/deep")
+def pause():
+    open("/ready", "w").close()
+    wait_for("/go")
+pause()
+check("its directory", os.getcwd(), "/deep")
+check("its root", sorted(os.listdir("/"))[:1], ["deep"])
+"#,
+    );
+}
