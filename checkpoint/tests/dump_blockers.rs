@@ -149,7 +149,8 @@ fn mappings() {
     let path = place.path().join("data");
     fs::write(&path, vec![0; 4096]).expect("writes");
     let open = format!("import mmap, os; f = os.open('{}', os.O_RDWR); ", path.display());
-    refused(&format!("{open}m = mmap.mmap(f, 4096); os.close(f)"), "mapped shared and writable");
+    let shared = format!("{open}m = mmap.mmap(f, 4096); os.close(f)");
+    assert_eq!(refusals(&shared, Rules::Homed), Vec::<String>::new());
     let private = format!(
         "{open}m = mmap.mmap(f, 4096, mmap.MAP_PRIVATE); os.close(f); os.unlink('{}')",
         path.display()
@@ -162,6 +163,33 @@ fn mappings() {
         "i = libc.shmget(0, 4096, 0o600); libc.shmat.restype = ctypes.c_void_p; libc.shmat(i, None, 0); libc.shmctl(i, 0, None)",
         "System V shared memory",
     );
+}
+
+#[test]
+fn files_that_others_map_or_write() {
+    let place = tempfile::tempdir().expect("a directory");
+    let path = place.path().join("data");
+    fs::write(&path, vec![0; 4096]).expect("writes");
+    let open = format!("import mmap, os; f = os.open('{}', os.O_RDWR); ", path.display());
+    let shared = format!("{open}m = mmap.mmap(f, 4096); os.close(f)");
+    let others = [
+        (format!("{open}m = mmap.mmap(f, 4096, prot=mmap.PROT_READ); os.close(f)"), "maps as well"),
+        (open, "has open to be written"),
+    ];
+    for (other, words) in others {
+        let other = Victim::python(&format!("{other}\ntell(1); time.sleep(60)\n"));
+        other.line();
+        let found = refusals(&shared, Rules::Homed);
+        only(&found, &format!("mapped shared and writable, which process {} {words}", other.pid()));
+    }
+    let reading = format!("f = open('{}')", path.display());
+    let reader = Victim::python(&format!("{reading}\ntell(1); time.sleep(60)\n"));
+    reader.line();
+    assert_eq!(refusals(&shared, Rules::Homed), Vec::<String>::new());
+    // Somebody who merely reads a mapped file is in nobody's way.
+    let other = Victim::python(&format!("{shared}\ntell(1); time.sleep(60)\n"));
+    other.line();
+    assert_eq!(refusals(&reading, Rules::Homed), Vec::<String>::new());
 }
 
 #[test]

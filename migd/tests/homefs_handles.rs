@@ -6,12 +6,13 @@ mod homefs_support;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use homefs_support::{Join, Mounted, mounted, second};
-use migd::homefs::{HandleKind, handle_of};
+use homefs_support::{Join, Mounted, TOKEN, mounted, second};
+use migd::homefs::{HandleKind, handle_of, inode_path};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 const REGULAR: HandleKind = HandleKind::Regular { shared_position: false };
@@ -169,6 +170,52 @@ fn shared_mappings_reach_home_even_beside_an_append() {
             (&b"first"[..], &b"last"[..], &b"mid"[..])
         );
         assert_eq!(&data[20000..], b"appended!");
+    });
+}
+
+#[test]
+fn a_mapped_file_is_found_by_its_inode() {
+    with_dir(|m, dir| {
+        let path = dir.join("mapped");
+        fs::write(&path, "mapped").expect("write");
+        let at_home = read_write().open(&path).expect("open");
+        let (handle, token) = hand_over(m, &at_home, REGULAR);
+        let away = read_write().open(token).expect("open");
+        let _reader = File::open(m.path(&path)).expect("open");
+        // Whatever becomes of its name.
+        fs::remove_file(&path).expect("unlink");
+        let inode_path = inode_path(&TOKEN, away.metadata().expect("stat").ino());
+        let again = read_write().open(m.path(&inode_path)).expect("opens by the inode");
+        assert_eq!(handle_of(again.as_fd()).expect("handle"), handle);
+        let file_at = |path: &Path| m.home.file_at(path.as_os_str().as_bytes()).map(File::from);
+        let copy = file_at(&inode_path).expect("is open at home");
+        assert_eq!(copy.metadata().expect("stat").ino(), at_home.metadata().expect("stat").ino());
+        assert!(file_at(&m.home.handle_path(handle)).is_some());
+        let told = format!("{} is lost", inode_path.display());
+        assert_eq!(m.home.with_names(&told), format!("{} (deleted) is lost", path.display()));
+        for lie in ["i", "i007", "i1", "x", "i18446744073709551616"] {
+            let lie = inode_path.with_file_name(lie);
+            assert!(file_at(&lie).is_none() && File::open(m.path(&lie)).is_err(), "{}", lie.display());
+        }
+        assert!(file_at(&path).is_none());
+    });
+}
+
+#[test]
+fn pages_behind_the_end_are_dropped() {
+    with_dir(|m, dir| {
+        fs::write(dir.join("cut"), vec![b'.'; 12288]).expect("write");
+        let script = "import mmap,os,sys\n\
+            f=os.open(sys.argv[1],os.O_RDWR)\n\
+            v=mmap.mmap(f,12288)\n\
+            v[10:14]=b'kept'; v[4090:4102]=b'in two parts'; v[9000:9004]=b'lost'\n\
+            os.truncate(sys.argv[2],4096+3)\n\
+            v.flush()\n";
+        let (away, home) = (m.path(dir.join("cut")), dir.join("cut"));
+        let status = Command::new("python3").args(["-c", script]).arg(&away).arg(&home).status();
+        assert!(status.expect("python3").success());
+        let data = fs::read(&home).expect("read");
+        assert_eq!((data.len(), &data[10..14], &data[4090..]), (4099, &b"kept"[..], &b"in two pa"[..]));
     });
 }
 

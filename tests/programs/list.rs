@@ -86,17 +86,18 @@ programs! {
         command: "exec node ../workers.js",
     }
 
-    /// Compiles it first. Without the counters that it would map shared and writable in /tmp.
+    /// Compiles it first. Its counters are a file in /tmp, mapped shared and writable.
     fn java() = {
         needs: &["/usr/lib/jvm/*/bin/java"],
-        command: "exec $(ls -d /usr/lib/jvm/*/bin/java | sort -V | tail -n 1) -XX:-UsePerfData -Xmx256m ../Work.java",
+        command: "exec $(ls -d /usr/lib/jvm/*/bin/java | sort -V | tail -n 1) -Xmx256m ../Work.java",
     }
 
-    /// As it comes.
-    fn java_counters() = {
-        needs: &["/usr/lib/jvm/*/bin/java"],
-        command: "exec $(ls -d /usr/lib/jvm/*/bin/java | sort -V | tail -n 1) -Xmx256m ../Work.java",
-        refused: WAITING,
+    /// Two processes that write the same file through memory, and by its descriptor.
+    fn python_mapped() = {
+        needs: &["python3"],
+        command: "exec /usr/bin/python3 ../mapped.py 400",
+        result: "cat out; cksum mapped",
+        tree: true,
     }
 
     fn go() = {
@@ -340,9 +341,7 @@ const WAITING: &[(&str, &str)] = &[
     ("migckpt", "a pipe to another process"),
     // A child that was born since the family was looked at.
     ("migrate", "only a process without children moves"),
-    ("migrate", "mapped shared and writable"),
     ("migrate", "lock"),
-    ("migrate", "POSIX shared memory"),
     ("migrate", "pseudo-terminal"),
     ("migrate", "socket"),
     ("migrate", "TCP"),

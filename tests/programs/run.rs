@@ -38,6 +38,7 @@ impl Program {
 const SOURCES: &[(&str, &str)] = &[
     ("Work.java", include_str!("Work.java")),
     ("counter.py", include_str!("counter.py")),
+    ("mapped.py", include_str!("mapped.py")),
     ("forks.pl", include_str!("forks.pl")),
     ("goroutines.go", include_str!("goroutines.go")),
     ("jobs.py", include_str!("jobs.py")),

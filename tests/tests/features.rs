@@ -44,6 +44,7 @@ const OTHER_CPUS: &str = "checkpoint/tests/roundtrip/other_cpus.rs";
 const JOBS: &str = "tests/tests/jobs.rs";
 const MOVED_TREES: &str = "tests/tests/trees.rs";
 const MOVED_MEMORY: &str = "tests/tests/shared_memory.rs";
+const MAPPED_FILES: &str = "tests/tests/mapped_files.rs";
 const PROGRAMS: &str = "tests/programs/list.rs";
 const TERMINAL: &str = "tests/tests/terminal.rs";
 const FILES: &str = "checkpoint/src/inventory/files.rs";
@@ -74,8 +75,16 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     (
         "shared writable file mappings",
         Yes(OBJECTS, "files_mapped_shared"),
-        Refused(MAPPINGS, "a file mapped shared and writable"),
-        "",
+        Yes(MAPPED_FILES, "files_mapped_shared_by_a_subtree_stay_one"),
+        "with migrate they are home's files all the time: who reads them at home sees what was written back last (by \
+         msync, a move, the kernel within about 30 s), and with a host that is lost the rest is lost, as if it had \
+         lost power",
+    ),
+    (
+        "shared writable file mappings that others map too, or have open to be written",
+        Yes(OBJECTS, "files_mapped_shared"),
+        Refused("checkpoint/src/inventory/mapped_files.rs", "a file mapped shared and writable, which"),
+        "looked at when it moves, not while it is away",
     ),
     (
         "memfd: seals, modes, holes, descriptors and mappings",

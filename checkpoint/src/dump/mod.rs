@@ -20,6 +20,7 @@ pub(crate) mod timers;
 mod traits;
 pub mod tree;
 mod waits;
+mod write_back;
 
 pub use pages::{Run, for_each_run, for_each_run_of_child};
 pub use waits::Waits;
@@ -71,6 +72,16 @@ pub enum DumpError {
         pid: i32,
         /// Where.
         addr: u64,
+        /// Why.
+        errno: nix::errno::Errno,
+    },
+    /// What was written into a mapped file could not be kept.
+    #[error("{path}, which process {pid} writes through memory, cannot be written back: {errno}")]
+    WriteBack {
+        /// The file's name, as the process has it.
+        path: String,
+        /// Which process.
+        pid: i32,
         /// Why.
         errno: nix::errno::Errno,
     },

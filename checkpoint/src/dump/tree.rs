@@ -6,7 +6,7 @@
 use super::pipes::read_pipe;
 use super::sockets::{self, Connections, InFlight};
 use super::{DumpError, Run, Waits, for_each_run, for_each_run_of_child, read_states_of};
-use super::{reports, terminals};
+use super::{reports, terminals, write_back};
 use crate::image::reports::ReportImage;
 use crate::image::shares::SharesImage;
 use crate::image::{FileKind, FilesImage, MAX_PROCESSES, ProcessImage, ZombieImage};
@@ -141,6 +141,12 @@ impl FrozenTree {
             watches::mark_spent(pid, &mut image.files);
         }
         Ok(images)
+    }
+
+    /// Lets each write back what it has written into mapped files ([`write_back::mapped_files`]).
+    pub fn write_back(&mut self, images: &[ProcessImage]) -> Result<(), DumpError> {
+        let mut each = self.members.iter_mut().zip(images);
+        each.try_for_each(|(member, image)| write_back::mapped_files(&mut member.tracee, &image.mm.vmas))
     }
 
     fn read_each(&mut self, family: &Family) -> Result<Vec<ProcessImage>, DumpError> {

@@ -2,7 +2,7 @@
 //! process of the machine has is asked of each of it, and must not be asked again for each of ours.
 
 use super::spread;
-use crate::image::Vma;
+use crate::image::{Backing, Vma};
 use crate::proc::{self, maps};
 use crate::sys::kcmp::{self, Shared};
 use std::cmp::Ordering;
@@ -22,6 +22,8 @@ pub struct Family {
     sharers: OnceLock<Sharers>,
     anonymous: OnceLock<BTreeMap<u64, Vec<i32>>>,
     here: OnceLock<Vec<Option<PathBuf>>>,
+    mapped_outside: OnceLock<BTreeMap<(u64, u64), i32>>,
+    written_outside: OnceLock<BTreeMap<(u64, u64), i32>>,
 }
 
 /// What is looked for, and what it is called.
@@ -98,6 +100,23 @@ impl Family {
         })
     }
 
+    /// Who outside maps files, by device and inode number as `maps` tells them, when this is asked first.
+    pub fn files_mapped_outside(&self) -> &BTreeMap<(u64, u64), i32> {
+        self.mapped_outside.get_or_init(|| self.each_outside(files_mapped_by))
+    }
+
+    /// Who outside, but for this program, has regular files open to be written, by device and inode number as
+    /// stat(2) tells them, when this is asked first.
+    pub fn files_written_outside(&self) -> &BTreeMap<(u64, u64), i32> {
+        self.written_outside.get_or_init(|| self.each_outside(files_written_by))
+    }
+
+    fn each_outside(&self, files_of: fn(i32) -> Vec<(u64, u64)>) -> BTreeMap<(u64, u64), i32> {
+        let us = std::process::id() as i32;
+        let outside = proc::pids().into_iter().filter(|&other| !self.has(other) && other != us);
+        outside.flat_map(|other| files_of(other).into_iter().map(move |id| (id, other))).collect()
+    }
+
     /// Who shares something with `pid`: the place in [`SHARED`], and the other process.
     pub fn sharing_with(&self, pid: i32) -> Vec<(usize, i32)> {
         if self.len() <= 1 {
@@ -139,6 +158,28 @@ fn fifos_of(pid: i32) -> Vec<(u64, u64)> {
         fs::read_link(entry.path()).ok().filter(|link| link.is_absolute())?;
         let meta = fs::metadata(entry.path()).ok()?;
         meta.file_type().is_fifo().then(|| (meta.dev(), meta.ino()))
+    };
+    dir.flatten().filter_map(identity).collect()
+}
+
+fn files_mapped_by(pid: i32) -> Vec<(u64, u64)> {
+    let Ok(text) = proc::read(pid, "maps") else { return Vec::new() };
+    let identity = |vma: &Vma| match &vma.backing {
+        Backing::File(file) => Some((file.dev, file.ino)),
+        _ => None,
+    };
+    maps::parse(&text).iter().filter_map(identity).collect()
+}
+
+fn files_written_by(pid: i32) -> Vec<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(dir) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let identity = |entry: fs::DirEntry| {
+        fs::read_link(entry.path()).ok().filter(|link| link.is_absolute())?;
+        let meta = fs::metadata(entry.path()).ok().filter(fs::Metadata::is_file)?;
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_str()?)).ok()?;
+        let flags = proc::number(&info, "flags", 8)? as i32;
+        (flags & libc::O_ACCMODE != libc::O_RDONLY).then(|| (meta.dev(), meta.ino()))
     };
     dir.flatten().filter_map(identity).collect()
 }

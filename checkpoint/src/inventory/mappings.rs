@@ -95,7 +95,7 @@ fn why_not(vma: &Vma, rules: Rules) -> Option<&'static str> {
         return Some("sealed (mseal): it could not be given back");
     }
     match &vma.backing {
-        Backing::File(file) => why_not_file(file, vma.shared, rules),
+        Backing::File(file) => why_not_file(file, rules),
         _ => None,
     }
 }
@@ -117,13 +117,12 @@ fn why_not_huge(vma: &Vma, rules: Rules) -> Option<&'static str> {
     }
 }
 
-fn why_not_file(file: &MappedFile, shared: bool, rules: Rules) -> Option<&'static str> {
+fn why_not_file(file: &MappedFile, rules: Rules) -> Option<&'static str> {
     let path = file.path.as_slice();
     let is = |prefix: &[u8]| path.starts_with(prefix);
-    let homed = rules == Rules::Homed;
     // Files without a name; the kernel's names for them are fixed.
     if file.deleted && is(b"/SYSV") {
-        homed.then_some("System V shared memory")
+        (rules == Rules::Homed).then_some("System V shared memory")
     } else if file.deleted && is(b"/memfd:") {
         None
     } else if file.deleted && is(b"/[aio]") {
@@ -134,11 +133,6 @@ fn why_not_file(file: &MappedFile, shared: bool, rules: Rules) -> Option<&'stati
         Some("a kernel object")
     } else if is(b"/dev/") && !is(b"/dev/shm/") {
         Some("memory of a device")
-    } else if homed && shared && file.may_write && !file.deleted {
-        match is(b"/dev/shm/") {
-            true => Some("POSIX shared memory, mapped writable"),
-            false => Some("a file mapped shared and writable"),
-        }
     } else {
         None
     }
@@ -191,19 +185,18 @@ mod tests {
 
     #[test]
     fn names_what_it_refuses() {
-        let why = |path: &[u8], deleted, shared, rules| why_not_file(&file(path, deleted), shared, rules);
-        assert_eq!(why(b"/SYSV00000000", true, true, Rules::Homed), Some("System V shared memory"));
+        let why = |path: &[u8], deleted, rules| why_not_file(&file(path, deleted), rules);
+        assert_eq!(why(b"/SYSV00000000", true, Rules::Homed), Some("System V shared memory"));
         // A file of the user's with such a name is a file.
-        assert_eq!(why(b"/SYSV00000000", false, false, Rules::Homed), None);
-        assert_eq!(why(b"/memfd:x", true, true, Rules::Homed), None);
-        assert_eq!(why(b"anon_inode:[io_uring]", false, true, Rules::Homed), Some("a kernel object"));
-        assert_eq!(why(b"/dev/shm/x", false, false, Rules::Homed), None);
-        assert!(why(b"/dev/shm/x", false, true, Rules::Homed).is_some_and(|why| why.contains("POSIX")));
-        assert_eq!(why(b"/dev/mem", false, false, Rules::Homed), Some("memory of a device"));
-        assert_eq!(why(b"/lib/x.so", true, false, Rules::Homed), None);
+        assert_eq!(why(b"/SYSV00000000", false, Rules::Homed), None);
+        assert_eq!(why(b"/memfd:x", true, Rules::Homed), None);
+        assert_eq!(why(b"anon_inode:[io_uring]", false, Rules::Homed), Some("a kernel object"));
+        assert_eq!(why(b"/dev/shm/x", false, Rules::Homed), None);
+        assert_eq!(why(b"/dev/mem", false, Rules::Homed), Some("memory of a device"));
+        assert_eq!(why(b"/lib/x.so", true, Rules::Homed), None);
         // In an image that stands alone they are objects.
-        assert_eq!(why(b"/lib/x.so", true, false, Rules::Standalone), None);
-        assert_eq!(why(b"/memfd:x", true, true, Rules::Standalone), None);
-        assert!(why(b"/secretmem", true, true, Rules::Standalone).is_some_and(|why| why.contains("secret")));
+        assert_eq!(why(b"/lib/x.so", true, Rules::Standalone), None);
+        assert_eq!(why(b"/memfd:x", true, Rules::Standalone), None);
+        assert!(why(b"/secretmem", true, Rules::Standalone).is_some_and(|why| why.contains("secret")));
     }
 }

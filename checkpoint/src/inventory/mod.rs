@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod family;
 pub mod files;
 pub mod locks;
+pub mod mapped_files;
 pub mod mappings;
 pub mod nameless;
 pub mod objects;
@@ -238,6 +239,9 @@ fn inspect_one(
     file_blockers(&files, rules, &mut blockers);
     locks::blockers(&files, rules, &mut blockers);
     nameless::blockers(face, family, &files, rules, &mut blockers);
+    if rules == Rules::Homed {
+        mapped_files::blockers(face, family, &vmas, &mut blockers);
+    }
     if rules == Rules::Standalone {
         locks::of_others(face, family, &files, &mut blockers);
         owners::outside(family, &files, &mut blockers);

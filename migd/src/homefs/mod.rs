@@ -42,8 +42,8 @@ pub mod host;
 use std::io;
 
 pub use checkpoint::sys::fuse_device::handle_of;
-pub use home::{HandleKind, HomeView, token_path};
-pub use host::{HostHooks, HostView, InterruptReply};
+pub use home::{HandleKind, HomeView, inode_path, token_path};
+pub use host::{HostHooks, HostView, InterruptReply, device_of};
 
 /// One direction of a connection between the two views: frames given to [`Wire::send`] come out, in
 /// order, at the other side's `deliver`.

@@ -1,10 +1,11 @@
 //! Open regular files: open and create, read and write, and what is done to an open file.
 
+use std::cmp::Reverse;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use checkpoint::sys::rw_flags;
 use nix::errno::Errno;
@@ -172,6 +173,25 @@ impl Shared {
     }
 }
 
+/// The handle that does best for a mapping of the regular file with this inode number, as hosts are told it.
+pub(super) fn handle_of_inode(shared: &Shared, inode: u64) -> Option<Arc<Handle>> {
+    let fitness = |handle: &Handle| {
+        let found = shared.devices.find(handle.file.as_fd()).ok()?;
+        if found.device.inode(found.st.stx_ino) != inode {
+            return None;
+        }
+        match OFlag::from_bits_retain(fcntl(&handle.file, FcntlArg::F_GETFL).ok()?) & OFlag::O_ACCMODE {
+            OFlag::O_RDWR => Some(2),
+            OFlag::O_RDONLY => Some(1),
+            _ => None,
+        }
+    };
+    let all = shared.handles.regular().into_iter();
+    let fitting = all.filter_map(|handle| Some((fitness(&handle)?, handle)));
+    // The oldest of those that are as good: the same every time.
+    fitting.max_by_key(|(fitness, handle)| (*fitness, Reverse(handle.id))).map(|(_, handle)| handle)
+}
+
 fn flags_of(kind: &Kind, found: &Found, flags: OFlag) -> u32 {
     match kind {
         Kind::Stream(_) => STREAM_FLAGS,
@@ -246,7 +266,7 @@ pub(super) fn write(call: &mut Call<'_>, mut body: Request) -> Answer<Done> {
         follow_append(&handle, flags)?;
     }
     let put = if from_cache {
-        write_at(call.shared, &handle, body.bytes(), offset)?
+        write_page(call.shared, &handle, body.bytes(), offset)?
     } else {
         match position {
             Position::Given => nix::sys::uio::pwrite(&handle.file, body.bytes(), offset)?,
@@ -283,7 +303,22 @@ fn follow_append(handle: &Handle, flags: OFlag) -> Answer<()> {
 }
 
 /// A page of a shared mapping goes where it belongs, whatever descriptor the kernel has guessed: a
-/// pwrite to one with O_APPEND would append it (pwrite(2), "BUGS").
+/// pwrite to one with O_APPEND would append it (pwrite(2), "BUGS"). What is behind the end by now, as somebody has
+/// made the file shorter, is dropped, as home's kernel would have dropped the page.
+fn write_page(shared: &Shared, handle: &Handle, data: &[u8], offset: i64) -> Answer<usize> {
+    let room = nix::sys::stat::fstat(&handle.file)?.st_size.saturating_sub(offset).max(0) as usize;
+    let kept = &data[..data.len().min(room)];
+    let mut put = 0;
+    // The host's kernel does not look how much was written (fuse_writepage_end): all of it, or an error.
+    while put < kept.len() {
+        match write_at(shared, handle, &kept[put..], offset.saturating_add(put as i64))? {
+            0 => return Err(Errno::EIO),
+            more => put += more,
+        }
+    }
+    Ok(data.len())
+}
+
 fn write_at(shared: &Shared, handle: &Handle, data: &[u8], offset: i64) -> Answer<usize> {
     if !handle.append.load(Ordering::SeqCst) {
         return nix::sys::uio::pwrite(&handle.file, data, offset);

@@ -156,6 +156,13 @@ impl Handles {
         self.lock().handles.get(&id).map(|e| Arc::clone(&e.handle)).ok_or(Errno::EBADF)
     }
 
+    /// Those of regular files.
+    pub fn regular(&self) -> Vec<Arc<Handle>> {
+        let table = self.lock();
+        let all = table.handles.values().map(|entry| &entry.handle);
+        all.filter(|handle| matches!(handle.kind, Kind::Regular(_))).cloned().collect()
+    }
+
     /// Adds a handle: opened once by `connection`, or handed over and not yet opened.
     pub fn add(&self, connection: Option<u64>, make: impl FnOnce(u64) -> Handle) -> Answer<Arc<Handle>> {
         let mut table = self.lock();

@@ -67,6 +67,15 @@ pub fn token_path(token: &[u8; 16], handle: u64) -> PathBuf {
     path
 }
 
+/// The path, in the guest's file system, of whatever handle there is of the regular file with this inode number, as
+/// hosts are told it: for a mapping, which has its file open and no descriptor of it.
+pub fn inode_path(token: &[u8; 16], inode: u64) -> PathBuf {
+    let mut path = PathBuf::from("/");
+    path.push(token_name(token));
+    path.push(format!("{}{inode}", names::BY_INODE));
+    path
+}
+
 fn token_name(token: &[u8; 16]) -> String {
     token.iter().fold(String::from(".migd-"), |mut name, byte| {
         let _ = write!(name, "{byte:02x}");
@@ -259,6 +268,37 @@ impl HomeView {
     /// A descriptor of a handle's open file description, also of one the guest has opened itself.
     pub fn handle_file(&self, handle: u64) -> Option<OwnedFd> {
         self.shared.handles.get(handle).ok()?.file.try_clone().ok()
+    }
+
+    /// The same by the handle's path in the guest's file system, as mappings have it; `None` if it is no handle's.
+    pub fn file_at(&self, path: &[u8]) -> Option<OwnedFd> {
+        let directory = path.strip_prefix(b"/")?.strip_prefix(self.shared.token_name.as_bytes())?;
+        let handle = names::named_handle(&self.shared, directory.strip_prefix(b"/")?).ok()?;
+        handle.file.try_clone().ok()
+    }
+
+    /// A text for people, in which paths of handles become the names that their files have at home.
+    pub fn with_names(&self, text: &str) -> String {
+        let directory = format!("/{}/", self.shared.token_name);
+        let mut parts = text.split(directory.as_str());
+        let mut out = parts.next().unwrap_or_default().to_string();
+        for part in parts {
+            let (name, rest) =
+                part.split_at(part.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(part.len()));
+            match self.name_at_home(name) {
+                Some(known) => out.push_str(&known),
+                None => out.extend([directory.as_str(), name]),
+            }
+            out.push_str(rest);
+        }
+        out
+    }
+
+    fn name_at_home(&self, name: &str) -> Option<String> {
+        let handle = names::named_handle(&self.shared, name.as_bytes()).ok()?;
+        let link =
+            nix::fcntl::readlinkat(self.shared.descriptors.as_fd(), number(&handle.file).as_str()).ok()?;
+        Some(link.to_string_lossy().into_owned())
     }
 
     /// Keeps all handles as long as the guard lives: during a move from host to host or home, in

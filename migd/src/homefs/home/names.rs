@@ -17,7 +17,7 @@ use nix::unistd::UnlinkatFlags;
 use super::devices::{Found, Shown, decode_dev, put_attr};
 use super::handles::{Handle, Kind};
 use super::nodes::{Body, Key, Node, TOKEN_DIR_ID};
-use super::{Call, Connection, Intent, Shared, number};
+use super::{Call, Connection, Intent, Shared, files, number};
 use crate::homefs::abi::{Answer, InHeader, ROOT_ID, Reader, Reply};
 
 /// A name as system calls want it.
@@ -25,6 +25,8 @@ fn c_name(r: &mut Reader<'_>) -> Answer<CString> {
     CString::new(r.name()?).map_err(|_| Errno::EINVAL)
 }
 
+/// What a name in the directory of handles begins with that is the number of an inode.
+pub(super) const BY_INODE: &str = "i";
 /// A thread's intents kept at most; beyond it all are dropped.
 const MAX_INTENTS: usize = 4096;
 
@@ -102,14 +104,21 @@ pub(super) fn put_token_dir_attr(call: &mut Call<'_>, head: impl FnOnce(&mut Rep
     Ok(())
 }
 
-/// A number in the directory of handles.
+/// The handle with this name in the directory of handles: its number, or that of its inode.
+pub(super) fn named_handle(shared: &Shared, name: &[u8]) -> Answer<Arc<Handle>> {
+    let text = std::str::from_utf8(name).map_err(|_| Errno::ENOENT)?;
+    let number = |text: &str| text.parse::<u64>().ok().filter(|number| number.to_string() == text); // not 007
+    let handle = match text.strip_prefix(BY_INODE) {
+        Some(inode) => files::handle_of_inode(shared, number(inode).ok_or(Errno::ENOENT)?),
+        None => shared.handles.get(number(text).ok_or(Errno::ENOENT)?).ok(),
+    };
+    handle.ok_or(Errno::ENOENT)
+}
+
+/// A name in the directory of handles.
 fn lookup_handle(call: &mut Call<'_>, name: &[u8]) -> Answer<()> {
-    let id: u64 = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()).ok_or(Errno::ENOENT)?;
-    if id.to_string().as_bytes() != name {
-        return Err(Errno::ENOENT); // 007
-    }
-    let handle = call.shared.handles.get(id).map_err(|_| Errno::ENOENT)?;
     call.thread.assume_self();
+    let handle = named_handle(call.shared, name)?;
     let found = call.shared.devices.find(handle.file.as_fd())?;
     match &handle.kind {
         Kind::Regular(_) => {
@@ -117,7 +126,7 @@ fn lookup_handle(call: &mut Call<'_>, name: &[u8]) -> Answer<()> {
             // opened. OPEN names a node only; this thread's next one is of the handle.
             let fd = call.shared.reopen(&handle.file, OFlag::O_PATH)?;
             let node = enter(call.shared, call.connection, fd, 0, &found)?;
-            set_intent(call, Intent { node, handle: id });
+            set_intent(call, Intent { node, handle: handle.id });
             put_entry(&mut call.thread.reply, node, &found);
         }
         Kind::Directory(_) | Kind::Stream(_) => {

@@ -352,6 +352,19 @@ impl HostView {
     }
 }
 
+/// The device number of the home file system that the process `pid` sees, as its mappings have it (proc(5)).
+pub fn device_of(pid: i32) -> io::Result<u64> {
+    let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let device = mounts.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let (major, minor) = mount.split(' ').nth(2)?.split_once(':')?;
+        let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
+        file_system.starts_with("fuse.migd ").then_some(device)
+    });
+    let nothing = || format!("process {pid} sees no home file system");
+    device.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, nothing()))
+}
+
 /// Remembers the handles that home opened as streams.
 fn note_open(table: &mut Table, request: &Request, header: &OutHeader, body: &[u8]) {
     let at = match request.opcode {

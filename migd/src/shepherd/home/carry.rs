@@ -4,6 +4,7 @@ use super::{Home, MoveError};
 use crate::homefs::{HandleKind, HomeView};
 use checkpoint::dump::objects::Object;
 use checkpoint::image::{Backing, FileKind, OpenFile, ProcessImage};
+use checkpoint::inventory::mapped_files::named_and_written;
 use checkpoint::sys::fd::{pidfd_getfd, pidfd_open};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,6 +36,7 @@ impl Home {
         let outside = shared_outside(&family, images);
         // By the number under which the image says that it is shared.
         let mut known: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut mapped = Mapped::new();
         let mut all = Vec::with_capacity(images.len());
         for (who, image) in images.iter_mut().enumerate() {
             let pid = image.pid;
@@ -64,42 +66,50 @@ impl Home {
                 carried.fds.extend(fds.into_iter().map(|fd| (fd, handle)));
                 file.kind = FileKind::Foreign { handle };
             }
-            self.carry_mapped(&view, image)?;
+            carry_mapped(&view, image, &mut mapped)?;
             all.push(carried);
         }
         Ok(all)
     }
+}
 
-    /// Mapped files whose name is gone are reached by a handle too.
-    fn carry_mapped(&self, view: &HomeView, image: &mut ProcessImage) -> Result<(), MoveError> {
-        let pid = image.pid;
-        let mut known: BTreeMap<(u64, u64), Vec<u8>> = BTreeMap::new();
-        for vma in &mut image.mm.vmas {
-            let Backing::File(file) = &mut vma.backing else { continue };
-            if !file.deleted {
-                continue;
-            }
-            let path = match known.get(&(file.dev, file.ino)) {
-                Some(path) => path.clone(),
-                None => {
-                    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end);
-                    let opened = fs::File::open(&link).map_err(|error| {
+/// The paths of handles of mapped files: by device and inode number as `maps` has them, and whether it can be written.
+type Mapped = BTreeMap<(u64, u64, bool), Vec<u8>>;
+
+/// Mapped files are reached by a handle too if their name is gone, or if they are written through memory: that is
+/// to come into this very file, whatever becomes of its name meanwhile.
+fn carry_mapped(view: &HomeView, image: &mut ProcessImage, known: &mut Mapped) -> Result<(), MoveError> {
+    let pid = image.pid;
+    for vma in &mut image.mm.vmas {
+        let writes = named_and_written(vma).is_some();
+        let (start, end) = (vma.start, vma.end);
+        let Backing::File(file) = &mut vma.backing else { continue };
+        if !file.deleted && !writes {
+            continue;
+        }
+        let key = (file.dev, file.ino, writes);
+        let path = match known.get(&key) {
+            Some(path) => path.clone(),
+            None => {
+                let link = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+                let opened =
+                    fs::OpenOptions::new().read(true).write(writes).open(&link).map_err(|error| {
+                        let name = String::from_utf8_lossy(&file.path);
                         MoveError::Failed(format!(
-                            "a mapped file whose name is gone cannot be opened: {error}"
+                            "the mapped file {name} cannot be opened for the guest: {error}"
                         ))
                     })?;
-                    let kind = HandleKind::Regular { shared_position: false };
-                    let handle = view.add_handle(OwnedFd::from(opened), kind).map_err(MoveError::failed)?;
-                    let path = view.handle_path(handle).into_os_string().into_vec();
-                    known.insert((file.dev, file.ino), path.clone());
-                    path
-                }
-            };
-            file.path = path;
-            file.deleted = false;
-        }
-        Ok(())
+                let kind = HandleKind::Regular { shared_position: false };
+                let handle = view.add_handle(OwnedFd::from(opened), kind).map_err(MoveError::failed)?;
+                let path = view.handle_path(handle).into_os_string().into_vec();
+                known.insert(key, path.clone());
+                path
+            }
+        };
+        file.path = path;
+        file.deleted = false;
     }
+    Ok(())
 }
 
 fn handle_kind(file: &OpenFile, shared: bool) -> Option<HandleKind> {

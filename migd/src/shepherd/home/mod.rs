@@ -277,6 +277,7 @@ impl Home {
                 self.control.send(&HomeEvent::Moved { id, node, figures, pids });
             }
             Err(error) => {
+                let error = self.with_names(error);
                 tracing::warn!(pid = self.args.pid, %to, %error, "move failed");
                 self.control.send(&HomeEvent::MoveFailed { id, error: error.to_api(self.args.pid, &to) });
             }
@@ -291,6 +292,14 @@ impl Home {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// A host knows mapped files by home's handles.
+    fn with_names(&self, error: MoveError) -> MoveError {
+        match (error, &self.view) {
+            (MoveError::Failed(why), Some(view)) => MoveError::Failed(view.with_names(&why)),
+            (error, _) => error,
         }
     }
 

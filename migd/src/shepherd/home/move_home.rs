@@ -350,7 +350,8 @@ impl Home {
         let stop = image.signals.stopped_by.is_some() && !*stopped;
         let options = RebuildOptions { stop, ..RebuildOptions::deputy() };
         let parent = files.parent;
-        let mut files = AtHome(files.objects);
+        let view = self.view.clone().ok_or_else(no_view)?;
+        let mut files = AtHome { objects: files.objects, view: &view };
         known.clone_from(image);
         let mut rebuild = Rebuild::begin(tracee, image, &mut files, options).map_err(MoveError::failed)?;
         if let Some(parent) = parent {
@@ -385,7 +386,7 @@ impl Home {
         carried: &Carried,
         files: &mut Files<'_>,
     ) -> Result<(), MoveError> {
-        let view = self.view.clone().ok_or_else(|| MoveError::Failed("there is no home view".into()))?;
+        let view = self.view.clone().ok_or_else(no_view)?;
         let mut opened: BTreeMap<u32, OwnedFd> = BTreeMap::new();
         let mut keep = BTreeSet::new();
         for fd in &image.files.fds {
@@ -430,6 +431,10 @@ impl Home {
         }
         deputy::install_fds(tracee, &keep, &table).map_err(from_tracee)
     }
+}
+
+fn no_view() -> MoveError {
+    MoveError::Failed("there is no home view".into())
 }
 
 /// Position and status flags that the guest has changed on the host node.

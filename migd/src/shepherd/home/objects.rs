@@ -5,12 +5,13 @@
 //! Here the kernel's own stay open, emptied, so that what comes home comes into the same file.
 
 use super::MoveError;
+use crate::homefs::HomeView;
 use checkpoint::deputy;
 use checkpoint::dump::objects::Object;
-use checkpoint::image::OpenFile;
 use checkpoint::image::objects::{ObjectImage, ObjectKey, ObjectKind};
+use checkpoint::image::{MappedFile, OpenFile};
 use checkpoint::restore::objects::{Objects, Source};
-use checkpoint::restore::{FileSource, RestoreError};
+use checkpoint::restore::{self, FileSource, RestoreError};
 use checkpoint::tracee::Tracee;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -90,16 +91,32 @@ pub(super) fn open(objects: &Objects, file: &OpenFile) -> Result<OwnedFd, MoveEr
     Ok(opened)
 }
 
-/// What deputies map: files by path, inside the deputy and with its rights; objects from here.
-pub(super) struct AtHome<'a>(pub &'a Objects);
+/// What deputies map: files by path, inside the deputy and with its rights; objects, and files that are open at home,
+/// from here.
+pub(super) struct AtHome<'a> {
+    pub objects: &'a Objects,
+    pub view: &'a HomeView,
+}
 
 impl FileSource for AtHome<'_> {
+    fn open_mapped(
+        &mut self,
+        tracee: &mut Tracee,
+        file: &MappedFile,
+        writable: bool,
+    ) -> Result<i32, RestoreError> {
+        match self.view.file_at(&file.path) {
+            Some(ours) => Ok(deputy::pass_one(tracee, ours.as_fd())?),
+            None => restore::open_inside(tracee, &file.path, writable),
+        }
+    }
+
     fn object(&mut self, key: ObjectKey) -> Result<Source, RestoreError> {
-        self.0.source(key)
+        self.objects.source(key)
     }
 
     fn take_in(&mut self, tracee: &mut Tracee, ours: i32) -> Result<i32, RestoreError> {
-        let known = self.0.files().find(|(_, file)| file.as_raw_fd() == ours);
+        let known = self.objects.files().find(|(_, file)| file.as_raw_fd() == ours);
         let lost = || RestoreError::Unfit("an object that is not open here".into());
         // The deputy may have no right to open ours by /proc.
         Ok(deputy::pass_one(tracee, known.ok_or_else(lost)?.1.as_fd())?)

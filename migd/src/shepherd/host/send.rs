@@ -9,11 +9,13 @@ use crate::shepherd::preflight;
 use anyhow::Context;
 use checkpoint::dump::objects;
 use checkpoint::dump::tree::FrozenTree;
-use checkpoint::image::{FileKind, ProcessImage};
+use checkpoint::image::{Backing, FileKind, ProcessImage};
 use checkpoint::inventory::Rules;
+use checkpoint::inventory::mapped_files::named_and_written;
 use checkpoint::sys::fd::{pidfd_getfd, pidfd_open};
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,8 +116,10 @@ impl Host {
         for (tracee, image) in tree.tracees().zip(&mut images) {
             image.forget_filters();
             name_handles(tracee.pid(), image).map_err(plain)?;
+            self.name_mapped(tracee.pid(), image).map_err(plain)?;
             self.name_relations(image);
         }
+        tree.write_back(&images).map_err(|error| plain(error.into()))?;
         let blockers = preflight::blockers_of_images(&images);
         if !blockers.is_empty() {
             return Err((anyhow::anyhow!("it has become unmovable"), blockers));
@@ -127,6 +131,22 @@ impl Host {
         let deadline = Instant::now() + Duration::from_secs(3600);
         send_images(link, Arc::clone(&self.wiring.credits), epoch, tree, &images, &objects, deadline)
             .map_err(plain)
+    }
+
+    /// Mapped files of the home file system that are written through memory or have lost their name are named by what
+    /// home has open.
+    fn name_mapped(&self, pid: i32, image: &mut ProcessImage) -> anyhow::Result<()> {
+        let token = self.welcome.as_ref().context("home has not said who comes")?.token;
+        let at_home = homefs::device_of(pid).context("looking for home's file system")?;
+        for vma in &mut image.mm.vmas {
+            let writes = named_and_written(vma).is_some();
+            let Backing::File(file) = &mut vma.backing else { continue };
+            if file.dev == at_home && (writes || file.deleted) {
+                file.path = homefs::inode_path(&token, file.ino).into_os_string().into_vec();
+                file.deleted = false;
+            }
+        }
+        Ok(())
     }
 
     /// Groups and sessions as they are at home, where alone they can change.
