@@ -76,9 +76,8 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "shared writable file mappings",
         Yes(OBJECTS, "files_mapped_shared"),
         Yes(MAPPED_FILES, "files_mapped_shared_by_a_subtree_stay_one"),
-        "with migrate they are home's files all the time: who reads them at home sees what was written back last (by \
-         msync, a move, the kernel within about 30 s), and with a host that is lost the rest is lost, as if it had \
-         lost power",
+        "with migrate they stay home's files: who reads them at home is about a second behind; with a host that is \
+         lost, what was not written back is lost, as in a loss of power",
     ),
     (
         "shared writable file mappings that others map too, or have open to be written",

@@ -17,6 +17,7 @@
 //! | `namespaces`, `mounts` | names, clocks, network; `/`, `/dev`, `/proc` |
 //! | `family` | the guests' processes: parents, sessions, groups, zombies |
 //! | `files` | their descriptors |
+//! | `write_back` | what they write into mapped files goes home |
 //! | `init` | PID 1: starts the leader, reaps, reports |
 //!
 //! It rebuilds no process: the leader it starts has the right PID, files and parent, and runs
@@ -32,6 +33,7 @@ mod init;
 mod mounts;
 mod namespaces;
 mod protocol;
+mod write_back;
 
 pub use family::join_groups;
 pub use house::{GuestHouse, HouseError, HouseEvent};

@@ -155,6 +155,11 @@ impl GuestHouse {
         self.command(&Command::LetGo)
     }
 
+    /// The guests are built, and write into mapped files: that is to be at home soon.
+    pub fn write_back(&mut self) -> Result<(), HouseError> {
+        self.command(&Command::WriteBack)
+    }
+
     /// Becomes readable when something has happened. Ask [`GuestHouse::next_event`] until it has no
     /// more before waiting.
     pub fn as_fd(&self) -> BorrowedFd<'_> {

@@ -1,7 +1,7 @@
 //! `migd shepherd guest-init`: makes the house, and is its PID 1.
 
 use super::protocol::{self, Command, Report, Setup, Spawn};
-use super::{family, files, mounts, namespaces};
+use super::{family, files, mounts, namespaces, write_back};
 use anyhow::{Context, Result, bail};
 use checkpoint::sys::fork::{Side, fork};
 use checkpoint::sys::wait;
@@ -151,6 +151,12 @@ impl<'a> Init<'a> {
                 self.report(&report)?;
             }
             Ok(Some(Command::LetGo)) => self.objects.clear(),
+            Ok(Some(Command::WriteBack)) => {
+                if let Err(error) = write_back::start() {
+                    // They are written back all the same, later.
+                    tracing::warn!(%error, "what is written into mapped files may be seen late at home");
+                }
+            }
             Ok(Some(Command::Spawn(spawn))) => {
                 let report = match self.spawn(&spawn) {
                     Ok(()) => Report::Spawned,

@@ -111,6 +111,8 @@ pub enum Command {
     Spawn(Spawn),
     /// The guests have what they need of the objects.
     LetGo,
+    /// They are built, and write into mapped files.
+    WriteBack,
     /// kill(2) of a guest.
     Kill {
         /// Its PID in the house.

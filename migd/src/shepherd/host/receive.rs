@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use checkpoint::image::ProcessImage;
 use checkpoint::image::objects::ObjectKey;
 use checkpoint::image::stream::{Item, StreamReader};
+use checkpoint::inventory::mapped_files::named_and_written;
 use checkpoint::restore::objects::{Objects, Source};
 use checkpoint::restore::{self, FileSource, Rebuild, RebuildOptions, RestoreError};
 use checkpoint::sys::fd::pidfd_open;
@@ -188,6 +189,10 @@ impl Host {
         }
         objects.seal().context("sealing what they share")?.keep();
         house.let_go().context("letting go of what they share")?;
+        let mut vmas = images.iter().flat_map(|image| &image.mm.vmas);
+        if vmas.any(|vma| named_and_written(vma).is_some()) {
+            house.write_back().context("seeing to mapped files")?;
+        }
         let tracees = std::mem::take(&mut family.0);
         let built = tracees.into_iter().zip(listeners).zip(&images);
         Ok(built
