@@ -179,6 +179,39 @@ fn who_else_uses_a_mapped_file_is_named() {
     assert_eq!(running.end().ok(), "b'\\x00\\x00\\x00'\n0\n");
 }
 
+/// Holds a robust futex in a file, which its kernel marks when it ends. A guest that has moved on ends too.
+const ROBUST: &str = "
+memory, head = mapped('robust', 4096), (ctypes.c_long * 3)()
+at, tid, count = ctypes.addressof(ctypes.c_char.from_buffer(memory)), libc.syscall(186), 0
+struct.pack_into('<QI', memory, 64, ctypes.addressof(head), tid)
+head[:] = [at + 64, 8, 0]
+assert libc.syscall(273, head, ctypes.c_size_t(24)) == 0
+say('ready')
+while not os.path.exists('stop'):
+    count += 1
+    struct.pack_into('<Q', memory, 128, count)
+    time.sleep(0.0002)
+    found = struct.unpack_from('<I', memory, 72)[0], struct.unpack_from('<Q', memory, 128)[0]
+    if found != (tid, count): print('found', found, 'instead of', (tid, count), flush=True); break
+# As it stands: Python would free the list.
+os._exit(0)
+";
+
+#[test]
+fn the_end_of_a_guest_that_has_moved_on_is_not_seen() {
+    require_labs!();
+    let lab = lab(3, &[]);
+    let running = start(&lab, "robust", &format!("{MAPPING}{ROBUST}"));
+    for to in ["node2", "home", "node3", "node2", "home", "node2", "home"] {
+        lab.migrate("robust", to);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    say(&lab, "stop");
+    assert_eq!(running.end().ok(), "0\n");
+    // The last end is seen, by the kernel's FUTEX_OWNER_DIED.
+    assert_eq!(contents(&lab, "robust")[75] & 0x40, 0x40);
+}
+
 /// Without a word of the guest's, and long before the kernel would have done it by itself.
 #[test]
 fn what_is_written_away_is_soon_seen_at_home() {

@@ -295,6 +295,15 @@ impl Home {
         }
     }
 
+    /// Hears no more of a host's requests for files. What a guest has left to say that goes on elsewhere is its end,
+    /// which is not to be seen in files that it maps: the kernel marks robust futexes (`exit_robust_list`, kernel/futex),
+    /// and would write the whole of an old page.
+    fn silence(&self, host: &Host) {
+        if let Some(view) = &self.view {
+            view.disconnect(host.view_connection);
+        }
+    }
+
     /// A host knows mapped files by home's handles.
     fn with_names(&self, error: MoveError) -> MoveError {
         match (error, &self.view) {

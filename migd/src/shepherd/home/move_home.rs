@@ -165,6 +165,9 @@ impl Parties for Homewards<'_> {
             self.freeze = Some(Freeze(Instant::now()));
             self.host.queue.reset();
         }
+        if order == Order::Forget {
+            home.silence(self.host);
+        }
         let why = self.why.as_ref().map_or("a dry run".to_string(), ToString::to_string);
         match self.host.step(self.epoch, step_of(order, &why)) {
             // Ours is to receive now.

@@ -132,6 +132,9 @@ impl Parties for Over<'_> {
             self.freeze = Some(Freeze(Instant::now()));
             self.source.relay_image_to(self.target);
         }
+        if order == Order::Forget {
+            home.silence(self.source);
+        }
         let source = self.source;
         self.tell(source, order, HomeEvent::SourceLost)
     }
