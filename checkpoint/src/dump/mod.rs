@@ -211,18 +211,21 @@ struct Outside {
 
 /// Of all of them, several at the same time.
 fn read_outsides(tracees: &[&mut Tracee], family: &Family) -> Result<Vec<Outside>, DumpError> {
-    let known: Vec<(i32, Vec<i32>, Option<(u64, u64)>)> = tracees
-        .iter()
-        .map(|tracee| {
-            let tids = (1..tracee.thread_count()).map(|i| tracee.tid(i)).collect();
-            (tracee.pid(), tids, tracee.stub_range())
-        })
-        .collect();
-    let places: Vec<usize> = (0..known.len()).collect();
-    let read = |at: usize| {
-        let (pid, tids, stub) = &known[at];
-        read_outside(*pid, tids, *stub, family)
+    // A tracee is its tracer thread's; these are for all.
+    struct Known {
+        pid: i32,
+        /// Threads beside the leader.
+        tids: Vec<i32>,
+        stub: Option<(u64, u64)>,
+    }
+    let known = |tracee: &&mut Tracee| Known {
+        pid: tracee.pid(),
+        tids: (1..tracee.thread_count()).map(|i| tracee.tid(i)).collect(),
+        stub: tracee.stub_range(),
     };
+    let known: Vec<Known> = tracees.iter().map(known).collect();
+    let places: Vec<usize> = (0..known.len()).collect();
+    let read = |at: usize| read_outside(known[at].pid, &known[at].tids, known[at].stub, family);
     spread::over(&places, read).into_iter().collect()
 }
 

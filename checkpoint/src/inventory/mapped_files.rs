@@ -57,7 +57,7 @@ mod tests {
             let path = b"/a/file".to_vec();
             let file = MappedFile { path, deleted, dev: 1, ino: 1, offset: 0, may_write };
             let (backing, flags) = (Backing::File(file), VmaFlags::empty());
-            Vma { start: 0, end: 4096, prot: 3, backing, shared, flags, name: None, pkey: 0 }
+            Vma { start: 0, end: 4096, prot: 3, backing, shared, flags, name: None, pkey: 0, page_shift: 12 }
         };
         assert!(named_and_written(&vma(true, true, false)).is_some());
         for other in [vma(false, true, false), vma(true, false, false), vma(true, true, true)] {
