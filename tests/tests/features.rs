@@ -52,7 +52,7 @@ const LOCKS: &str = "checkpoint/src/inventory/locks.rs";
 const MAPPINGS: &str = "checkpoint/src/inventory/mappings.rs";
 const INVENTORY: &str = "checkpoint/src/inventory/mod.rs";
 const TRAITS: &str = "checkpoint/src/inventory/traits.rs";
-const INJECT: &str = "checkpoint/src/tracee/inject.rs";
+const INSTALL: &str = "checkpoint/src/tracee/install.rs";
 const TREE: &str = "checkpoint/src/inventory/tree.rs";
 
 /// Feature, `migckpt`, `migrate`, note.
@@ -179,8 +179,8 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     ),
     (
         "system calls that a program handles itself (PR_SET_SYSCALL_USER_DISPATCH)",
-        Refused(INJECT, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
-        Refused(INJECT, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
+        Refused(INSTALL, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
+        Refused(INSTALL, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
         "",
     ),
     (
