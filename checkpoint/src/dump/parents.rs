@@ -15,8 +15,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 const PAGE: u64 = 4096;
-/// Entries read at a time.
+/// Entries read at a time, at most.
 const BATCH: u64 = 4096;
+/// And at least: small mappings mostly stand side by side.
+const AHEAD: u64 = 64;
 
 /// Whose pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,25 +34,48 @@ pub enum Whose {
 /// The page table of a process, and its parent's.
 pub struct Frames {
     pid: i32,
-    own: File,
-    parent: Option<(Vec<Kept>, File)>,
-    buffers: [Vec<u8>; 2],
+    own: Table,
+    parent: Option<(Vec<Kept>, Table)>,
+}
+
+/// A page table, and what was read of it last: nothing of it changes.
+struct Table {
+    file: File,
+    /// Number of the first page.
+    first: u64,
+    entries: Vec<u8>,
+}
+
+impl Table {
+    fn open(pid: i32) -> std::io::Result<Table> {
+        Ok(Table { file: File::open(format!("/proc/{pid}/pagemap"))?, first: 0, entries: Vec::new() })
+    }
+
+    /// The entries of these pages.
+    fn read(&mut self, page: u64, count: u64) -> std::io::Result<&[u8]> {
+        let is_there = page >= self.first && page + count <= self.first + self.entries.len() as u64 / 8;
+        if !is_there {
+            self.entries.resize(count.max(AHEAD) as usize * 8, 0);
+            self.first = page;
+            let got = self.file.read_at(&mut self.entries, page * 8)?;
+            // Behind the last page there is nothing.
+            self.entries.truncate(got / 8 * 8);
+        }
+        let from = (page - self.first) as usize * 8;
+        let wanted = self.entries.get(from..from + count as usize * 8);
+        wanted.ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+    }
 }
 
 impl Frames {
     pub fn open(pid: i32, mm: &MmImage, parent: Option<(i32, &MmImage)>) -> Result<Frames, DumpError> {
-        let open = |pid: i32| {
-            File::open(format!("/proc/{pid}/pagemap")).map_err(|source| DumpError::Proc {
-                what: "pagemap",
-                pid,
-                source,
-            })
-        };
+        let open =
+            |pid: i32| Table::open(pid).map_err(|source| DumpError::Proc { what: "pagemap", pid, source });
         let parent = match parent {
             Some((parent, theirs)) => Some((kept(theirs, mm), open(parent)?)),
             None => None,
         };
-        Ok(Frames { pid, own: open(pid)?, parent, buffers: [Vec::new(), Vec::new()] })
+        Ok(Frames { pid, own: open(pid)?, parent })
     }
 
     /// Splits a range of private memory into parts: start, end, and whose they are.
@@ -60,9 +85,14 @@ impl Frames {
         while at < end {
             let (stop, kept) = self.next_part(at, end);
             let pages = ((stop - at) / PAGE).clamp(1, BATCH);
-            self.read(at, pages, kept)?;
-            let theirs = self.buffers[1].chunks_exact(8).map(word).chain(std::iter::repeat(0));
-            for (mine, theirs) in self.buffers[0].chunks_exact(8).map(word).zip(theirs) {
+            let failed = |source| DumpError::Proc { what: "pagemap", pid: self.pid, source };
+            let mine = self.own.read(at / PAGE, pages).map_err(failed)?;
+            let theirs = match self.parent.as_mut().filter(|_| kept) {
+                Some((_, table)) => table.read(at / PAGE, pages).map_err(failed)?,
+                None => &[],
+            };
+            let theirs = theirs.chunks_exact(8).map(word).chain(std::iter::repeat(0));
+            for (mine, theirs) in mine.chunks_exact(8).map(word).zip(theirs) {
                 let whose = whose(mine, theirs);
                 match out.last_mut() {
                     Some(last) if last.1 == at && last.2 == whose => last.1 = at + PAGE,
@@ -82,21 +112,6 @@ impl Frames {
             Some(part) => (part.start.min(end), false),
             None => (end, false),
         }
-    }
-
-    fn read(&mut self, at: u64, pages: u64, kept: bool) -> Result<(), DumpError> {
-        self.buffers[1].clear();
-        let theirs = self.parent.as_ref().filter(|_| kept).map(|(_, file)| file);
-        for (file, buffer) in [Some(&self.own), theirs].into_iter().zip(&mut self.buffers) {
-            let Some(file) = file else { continue };
-            buffer.resize(pages as usize * 8, 0);
-            file.read_exact_at(buffer, at / PAGE * 8).map_err(|source| DumpError::Proc {
-                what: "pagemap",
-                pid: self.pid,
-                source,
-            })?;
-        }
-        Ok(())
     }
 }
 

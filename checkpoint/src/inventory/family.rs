@@ -22,6 +22,7 @@ pub struct Family {
     sharers: OnceLock<Sharers>,
     anonymous: OnceLock<BTreeMap<u64, Vec<i32>>>,
     here: OnceLock<Vec<Option<PathBuf>>>,
+    clocks: OnceLock<(i32, Option<PathBuf>)>,
     mapped_outside: OnceLock<BTreeMap<(u64, u64), i32>>,
     written_outside: OnceLock<BTreeMap<(u64, u64), i32>>,
 }
@@ -74,6 +75,16 @@ impl Family {
             let outside = proc::pids().into_iter().filter(|&other| !self.has(other));
             outside.flat_map(fifos_of).collect()
         })
+    }
+
+    /// By which number the root is known ([`proc::face`]), and its time namespace.
+    pub fn clocks_of_root(&self) -> Option<(i32, Option<PathBuf>)> {
+        let root = *self.first()?;
+        let found = self.clocks.get_or_init(|| {
+            let face = proc::face(root);
+            (face, fs::read_link(format!("/proc/{face}/ns/time")).ok())
+        });
+        Some(found.clone())
     }
 
     /// The namespaces that this program is in, of these names.

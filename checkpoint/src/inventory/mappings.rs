@@ -52,15 +52,14 @@ fn of_text(pid: i32, text: &[u8]) -> io::Result<Vec<Vma>> {
 /// name different ones.
 pub(crate) fn names_file(pid: i32, path: &[u8], dev: u64, ino: u64) -> bool {
     use std::os::unix::ffi::OsStrExt;
+    let is_it = |root: &str| {
+        let full = [root.as_bytes(), path].concat();
+        let Ok(found) = fs::symlink_metadata(std::ffi::OsStr::from_bytes(&full)) else { return false };
+        found.ino() == ino && (found.dev() == dev || libc::major(dev) == 0 || libc::major(found.dev()) == 0)
+    };
     // Paths are told as this program sees them (d_path in fs/d_path.c). Those of a process in another mount
     // namespace are the same from its root, unless that is a part of what is mounted here (chroot(2)).
-    let mut full = match proc::link(pid, "root") {
-        Ok(root) if root != b"/" => Vec::new(),
-        _ => format!("/proc/{pid}/root").into_bytes(),
-    };
-    full.extend_from_slice(path);
-    let Ok(found) = fs::symlink_metadata(std::ffi::OsStr::from_bytes(&full)) else { return false };
-    found.ino() == ino && (found.dev() == dev || libc::major(dev) == 0 || libc::major(found.dev()) == 0)
+    is_it(&format!("/proc/{pid}/root")) || proc::link(pid, "root").is_ok_and(|root| root != b"/") && is_it("")
 }
 
 /// Mappings that cannot be carried.

@@ -61,7 +61,7 @@ pub enum Rules {
 /// What a process has.
 #[derive(Debug, Clone)]
 pub struct Inventory {
-    /// Bytes of memory an image would hold.
+    /// Bytes of memory an image would hold; 0 where nobody wanted to know ([`inspect_quickly`]).
     pub bytes: u64,
     /// Mappings.
     pub vmas: Vec<Vma>,
@@ -108,28 +108,24 @@ impl InventoryError {
 
 /// Looks at a process that is carried alone.
 pub fn inspect(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
-    inspect_with(pid, rules, mappings::read)
+    inspect_with(pid, rules, true)
 }
 
-/// The same without the flags of mappings ([`mappings::read_quickly`]), for who is about to freeze it: almost
+/// The same without the flags of mappings ([`mappings::read_quickly`]) and the bytes of memory, for who is about to freeze it: almost
 /// all that is refused by them has a name as well, and the rest is refused when they are read.
 pub fn inspect_quickly(pid: i32, rules: Rules) -> Result<Inventory, InventoryError> {
-    inspect_with(pid, rules, mappings_for(rules))
+    inspect_with(pid, rules, is_wanted_whole(rules))
 }
 
-/// How mappings are read before a freeze. A guest's seals are told by their flags alone.
-fn mappings_for(rules: Rules) -> ReadMappings {
-    match rules {
-        Rules::Standalone => mappings::read_quickly,
-        Rules::Homed => mappings::read,
-    }
+/// Whether all of it is of use before a freeze: a guest's seals are told by the flags of its mappings alone,
+/// and the cost of a move by its memory.
+fn is_wanted_whole(rules: Rules) -> bool {
+    rules == Rules::Homed
 }
 
-type ReadMappings = fn(i32) -> io::Result<Vec<Vma>>;
-
-fn inspect_with(pid: i32, rules: Rules, read: ReadMappings) -> Result<Inventory, InventoryError> {
+fn inspect_with(pid: i32, rules: Rules, whole: bool) -> Result<Inventory, InventoryError> {
     let family = Family::of(vec![pid]);
-    let mut found = inspect_one(pid, rules, &family, read)?;
+    let mut found = inspect_one(pid, rules, &family, whole)?;
     if rules == Rules::Standalone {
         let of_sockets = sockets::blockers(&[(pid, &found.files)], &[pid]);
         let of_terminals = terminals::blockers(&[(pid, &found.files)], &[pid]);
@@ -161,10 +157,10 @@ pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, In
 /// The same, of those that are in the family by now.
 fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>, InventoryError> {
     let Some(&root) = family.first() else { return Ok(Vec::new()) };
-    let read = mappings_for(rules);
-    let mut found = vec![(root, inspect_one(root, rules, family, read)?)];
+    let whole = is_wanted_whole(rules);
+    let mut found = vec![(root, inspect_one(root, rules, family, whole)?)];
     let look = |pid: i32| {
-        let inventory = inspect_one(pid, rules, family, read).ok()?;
+        let inventory = inspect_one(pid, rules, family, whole).ok()?;
         let ended = Status::read(pid).is_ok_and(|status| tree::has_ended(pid, &status));
         (!ended).then_some((pid, inventory))
     };
@@ -214,12 +210,7 @@ fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>
 }
 
 /// Looks at one process of a family that is carried together.
-fn inspect_one(
-    pid: i32,
-    rules: Rules,
-    family: &Family,
-    read: ReadMappings,
-) -> Result<Inventory, InventoryError> {
+fn inspect_one(pid: i32, rules: Rules, family: &Family, whole: bool) -> Result<Inventory, InventoryError> {
     let io = |error| InventoryError::from_io(pid, error);
     let status = Status::read(pid).map_err(io)?;
     if let Some(whole) = tree::not_a_program(pid, &status, rules) {
@@ -227,7 +218,7 @@ fn inspect_one(
     }
     let face = proc::face(pid);
     let mut blockers = Vec::new();
-    let vmas = read(face).map_err(io)?;
+    let vmas = if whole { mappings::read(face) } else { mappings::read_quickly(face) }.map_err(io)?;
     let files = files::read(face, family).map_err(io)?;
     tree::relatives(pid, &status, family, rules, &mut blockers);
     tree::surroundings(face, family, rules, &mut blockers);
@@ -252,7 +243,7 @@ fn inspect_one(
     if let Some(whole) = tree::not_a_program(pid, &Status::read(pid).map_err(io)?, rules) {
         return Ok(Inventory::of_nothing(whole));
     }
-    let bytes = mappings::occupied_bytes(face, &vmas);
+    let bytes = if whole { mappings::occupied_bytes(face, &vmas) } else { 0 };
     let threads = status.decimal("Threads").unwrap_or(1) as usize;
     Ok(Inventory { bytes, vmas, files, threads, blockers })
 }

@@ -146,8 +146,8 @@ pub fn surroundings(pid: i32, family: &Family, rules: Rules, blockers: &mut Vec<
             blockers.push(Blocker { kind: "namespace", what });
         }
     }
-    if let Some(root) = family.first().map(|&root| proc::face(root))
-        && name_of(&theirs, "time") != name_of(&root.to_string(), "time")
+    if let Some((root, clocks)) = family.clocks_of_root()
+        && name_of(&theirs, "time") != clocks
         && Offsets::of(pid).ok() != Offsets::of(root).ok()
     {
         let what = format!("its clocks are not those of process {root} (another time namespace)");

@@ -186,8 +186,9 @@ pub struct RebuildOptions {
     pub epolls: bool,
     /// Its clocks that count from boot go on where they were: what is due at a time of theirs is set to that.
     pub clocks: bool,
-    /// Its root may be another one (chroot(2)).
-    pub root: bool,
+    /// Set its place in the system: control groups, login, the session's nice value, and its root, which may be
+    /// another one (chroot(2)).
+    pub place: bool,
     /// It may have explicit huge pages (hugetlb).
     pub huge_pages: bool,
     /// Ask again for the signal at the parent's death (to a parent that is another one now).
@@ -219,7 +220,7 @@ impl RebuildOptions {
             stop: true,
             epolls: false,
             clocks: true,
-            root: true,
+            place: true,
             huge_pages: true,
             pdeathsig: true,
         }
@@ -234,7 +235,7 @@ impl RebuildOptions {
             seccomp: false,
             credentials: Some(GUEST_CAPABILITIES),
             epolls: true,
-            root: false,
+            place: false,
             huge_pages: false,
             pdeathsig: false,
             ..Self::standalone()
@@ -257,7 +258,7 @@ impl RebuildOptions {
             stop: false,
             epolls: true,
             clocks: true,
-            root: false,
+            place: false,
             huge_pages: false,
             pdeathsig: false,
         }
@@ -464,7 +465,7 @@ impl<'a> Rebuild<'a> {
             layout::set_mm(tracee, image, options.exe)?;
         }
         let mut calls = if options.misc { traits::lock_future(image) } else { Vec::new() };
-        calls.extend(layout::fs(tracee.tid(0), &image.fs, options.root));
+        calls.extend(layout::fs(tracee.tid(0), &image.fs, options.place));
         calls.extend(layout::membarrier(image));
         calls.extend(signals::actions(image));
         tracee.must_all(0, &calls)?;
@@ -475,12 +476,12 @@ impl<'a> Rebuild<'a> {
         }
         for (&i, thread) in order.iter().zip(&image.threads) {
             if let Some(own) = &thread.apart.fs {
-                let calls = layout::fs(tracee.tid(i), own, options.root);
+                let calls = layout::fs(tracee.tid(i), own, options.place);
                 tracee.must_all(i, &calls)?;
             }
         }
         let mut calls = if options.misc { layout::misc(tracee.pid(), image) } else { Vec::new() };
-        if options.affinity {
+        if options.place {
             // A guest is in the groups of its node.
             traits::settle(tracee.pid(), image);
         }

@@ -11,8 +11,8 @@ const MANY: usize = 8;
 
 /// While it is there, the calling thread stays on the CPU that it is on, as do all that it makes.
 pub struct OneCpu {
-    /// What it was allowed before, and is meanwhile.
-    masks: Option<(Vec<u8>, Vec<u8>)>,
+    /// What it was allowed before.
+    masks: Option<Vec<u8>>,
 }
 
 impl OneCpu {
@@ -22,16 +22,25 @@ impl OneCpu {
         OneCpu { masks }
     }
 
-    /// Threads that could not be given the CPUs they had (this machine has none of them) get those that the
+    /// Whether it is there.
+    pub fn is_taken(&self) -> bool {
+        self.masks.is_some()
+    }
+
+    /// All is done: the threads get the CPUs that they had; where this machine has none of them, those that the
     /// restorer has.
     pub fn release(&self, images: &[ProcessImage], tracees: &[Tracee]) {
-        let Some((before, meanwhile)) = &self.masks else { return };
+        let Some(before) = &self.masks else { return };
         for (image, tracee) in images.iter().zip(tracees) {
             for tid in (0..tracee.thread_count()).map(|i| tracee.tid(i)) {
-                let stays = sched::affinity(tid).is_ok_and(|mask| is_same(&mask, meanwhile));
                 let thread = image.threads.iter().find(|thread| thread.tid == tid);
-                if stays && thread.is_none_or(|thread| !is_same(&thread.affinity, meanwhile)) {
+                let its_own = thread.map(|thread| sched::set_affinity(tid, &thread.affinity));
+                if !matches!(its_own, Some(Ok(()))) {
                     let _ = sched::set_affinity(tid, before);
+                }
+                // A deadline needs all CPUs, and could not be set before.
+                if let Some(thread) = thread.filter(|thread| sched::is_deadline(&thread.sched)) {
+                    let _ = sched::set_attributes(tid, &thread.sched);
                 }
             }
         }
@@ -40,25 +49,19 @@ impl OneCpu {
 
 impl Drop for OneCpu {
     fn drop(&mut self) {
-        if let Some((before, _)) = &self.masks {
+        if let Some(before) = &self.masks {
             let _ = sched::set_affinity(0, before);
         }
     }
 }
 
-fn pin() -> Option<(Vec<u8>, Vec<u8>)> {
+fn pin() -> Option<Vec<u8>> {
     let before = sched::affinity(0).ok()?;
     let cpu = nix::sched::sched_getcpu().ok()?;
     let mut one = vec![0; before.len()];
     *one.get_mut(cpu / 8)? |= 1 << (cpu % 8);
     sched::set_affinity(0, &one).ok()?;
-    Some((before, one))
-}
-
-/// Masks of different lengths may be the same.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
-    let common = one.len().min(other.len());
-    one[..common] == other[..common] && one[common..].iter().chain(&other[common..]).all(|&byte| byte == 0)
+    Some(before)
 }
 
 #[cfg(test)]
@@ -74,11 +77,5 @@ mod tests {
         assert_eq!(meanwhile.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
         drop(taken);
         assert_eq!(sched::affinity(0).expect("a mask"), before);
-    }
-
-    #[test]
-    fn masks_are_compared_without_their_ends() {
-        assert!(is_same(&[1, 0, 0], &[1]) && is_same(&[], &[0]));
-        assert!(!is_same(&[1, 0, 2], &[1]) && !is_same(&[2], &[1]));
     }
 }

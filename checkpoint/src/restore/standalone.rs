@@ -96,7 +96,9 @@ fn rebuild_all<R: Read>(
     let pid = root.pid();
     // The root's parent is another one now, and gone if it outlives us.
     let go_on = clocks == Clocks::GoOn;
-    let of_others = RebuildOptions { cpu: !how.other_cpu, clocks: go_on, ..RebuildOptions::standalone() };
+    let affinity = !cpu.is_taken();
+    let of_others =
+        RebuildOptions { cpu: !how.other_cpu, clocks: go_on, affinity, ..RebuildOptions::standalone() };
     let of_root = RebuildOptions { pdeathsig: !how.detach, ..of_others };
     let mut family = Family::of(images, root, [of_root, of_others]).inspect_err(|_| {
         let _ = wait::kill(pid, libc::SIGKILL);

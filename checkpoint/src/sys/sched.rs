@@ -23,6 +23,11 @@ pub fn set_attributes(tid: i32, attr: &[u8]) -> Result<(), Errno> {
     Errno::result(got).map(drop)
 }
 
+/// Whether attributes are those of SCHED_DEADLINE: `sched_policy` follows the length (sched_setattr(2)).
+pub fn is_deadline(attributes: &[u8]) -> bool {
+    attributes.get(4..8) == Some(&(libc::SCHED_DEADLINE as u32).to_ne_bytes()[..])
+}
+
 /// CPU affinity, one bit a CPU.
 pub fn affinity(tid: i32) -> Result<Vec<u8>, Errno> {
     let mut mask = vec![0u8; 1024];

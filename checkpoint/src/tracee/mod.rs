@@ -147,7 +147,6 @@ impl Tracee {
     pub fn freeze_with(pid: i32, interrupted: &mut dyn FnMut(i32)) -> Result<Tracee, TraceeError> {
         let process = pid;
         let pid = crate::proc::face(process);
-        tasks::refuse_foreign_tracer(pid)?;
         let mem = tasks::open_mem(pid)?;
         let mut tracee = Tracee {
             pid,
@@ -188,7 +187,10 @@ impl Tracee {
                         leader_has_ended |= tid == pid;
                         continue;
                     }
-                    Err(errno) => return Err(TraceeError::kernel("PTRACE_SEIZE", tid, errno)),
+                    Err(errno) => {
+                        tasks::refuse_foreign_tracer(pid)?;
+                        return Err(TraceeError::kernel("PTRACE_SEIZE", tid, errno));
+                    }
                 }
                 ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
                 interrupted(tid);

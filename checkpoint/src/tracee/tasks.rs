@@ -39,6 +39,7 @@ pub fn open_mem(pid: i32) -> Result<File, TraceeError> {
         .map_err(|e| io_error("opening memory", pid, &e))
 }
 
+/// Why a process that cannot be seized cannot: somebody else traces it, or the error.
 pub fn refuse_foreign_tracer(pid: i32) -> Result<(), TraceeError> {
     let status = fs::read(format!("/proc/{pid}/status")).map_err(|e| io_error("reading status", pid, &e))?;
     let tracer = String::from_utf8_lossy(&status)
