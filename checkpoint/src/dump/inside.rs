@@ -168,15 +168,21 @@ impl<'a> Inside<'a> {
     }
 
     /// What its mappings, and those to come, are to be like.
-    pub fn traits_of_memory(&mut self, vmas: &[Vma], status: &Status) -> Result<ProcessTraits, DumpError> {
+    /// `of_system` is what is known from outside.
+    pub fn traits_of_memory(
+        &mut self,
+        vmas: &[Vma],
+        status: &Status,
+        of_system: ProcessTraits,
+    ) -> Result<ProcessTraits, DumpError> {
         let leaders: PolicyImage = self.threads[0].traits.policy.clone();
         let mut found = self.process.traits.clone();
         found.thp_disable = self.process.thp_disable.max(0) as u32;
         found.has_keyring = self.threads.iter().any(|thread| thread.has_keyring);
         found.policies = traits::policies(self.tracee, vmas, &self.policies, &leaders)?;
         found.lock_future = traits::lock_future(self.tracee, vmas, status)?;
-        traits::from_outside(self.pid(), &mut found);
-        Ok(found)
+        let ProcessTraits { cgroups, login_uid, session_nice, .. } = of_system;
+        Ok(ProcessTraits { cgroups, login_uid, session_nice, ..found })
     }
 
     pub fn original(&self, i: usize) -> &ThreadState {

@@ -28,6 +28,7 @@ pub use waits::Waits;
 use crate::image::cpu::CpuImage;
 use crate::image::reports::ReportImage;
 use crate::image::shares::{ApartImage, SharesImage};
+use crate::image::traits::ProcessTraits;
 use crate::image::{
     CredsImage, FilesImage, FsImage, MiscImage, MmImage, ProcessImage, RseqImage, SignalsImage, ThreadImage,
     Vma,
@@ -121,17 +122,18 @@ fn read_state_of(
     outside: Outside,
     waits: &mut Waits,
 ) -> Result<ProcessImage, DumpError> {
-    let Outside { vmas, files, creds_of_threads } = outside;
+    let Outside { vmas, files, creds_of_threads, told } = outside;
     let pid = inside.pid();
     let status = status(pid)?;
     let stat = Stat::read(pid).map_err(|source| DumpError::Proc { what: "stat", pid, source })?;
     let (lost, stopped_by) = (inside.lost_leader(), inside.group_stop());
-    let mm = read_mm(&inside, &stat, vmas)?;
+    let misc = read_misc(&inside, &told)?;
+    let of_system = told.traits.clone();
+    let mm = read_mm(&inside, &stat, vmas, told)?;
     let mut timers = timers::read(&mut inside)?;
     // After the timers: what goes off meanwhile must not be lost.
     let pending = pending(pid, true)?;
     let creds = read_creds(pid, &status, inside.process.securebits)?;
-    let misc = read_misc(&inside)?;
     let (seccomp, filters) = seccomp::read(&inside, &status)?;
     let mut threads = read_threads(&mut inside, &creds, creds_of_threads, waits)?;
     for (thread, filters) in threads.iter_mut().zip(filters) {
@@ -141,7 +143,7 @@ fn read_state_of(
     timers::disarm_gone_off(&mut timers, pending.iter().chain(of_threads));
     let fs = read_fs(pid, &status)?;
     read_apart(&inside, &fs, &mut threads)?;
-    let traits = inside.traits_of_memory(&mm.vmas, &status)?;
+    let traits = inside.traits_of_memory(&mm.vmas, &status, of_system)?;
     let (actions, limits) = (inside.process.actions, inside.process.limits);
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
     let mut image = ProcessImage {
@@ -207,6 +209,46 @@ struct Outside {
     files: FilesImage,
     /// Of the threads beside the leader, without their securebits.
     creds_of_threads: Vec<CredsImage>,
+    told: Told,
+}
+
+/// What small files of `/proc` tell.
+struct Told {
+    guards: Vec<(u64, u64)>,
+    auxv: Vec<u8>,
+    exe: Vec<u8>,
+    coredump_filter: u32,
+    personality: u32,
+    oom_score_adj: i32,
+    /// Control groups, login, session.
+    traits: ProcessTraits,
+}
+
+impl Told {
+    fn read(pid: i32) -> Result<Told, DumpError> {
+        let at = |what| move |source| DumpError::Proc { what, pid, source };
+        let text = |name| {
+            let bytes = proc::read(pid, name).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).trim().to_string()
+        };
+        let mut scanner = Scanner::open(pid).map_err(at("pagemap"))?;
+        let guards = scanner.guards().map_err(|errno| DumpError::Memory { pid, addr: 0, errno })?;
+        let mut exe = proc::link(pid, "exe").map_err(at("exe"))?;
+        if let Some(path) = exe.strip_suffix(b" (deleted)") {
+            exe = path.to_vec();
+        }
+        let mut of_system = ProcessTraits::default();
+        traits::from_outside(pid, &mut of_system);
+        Ok(Told {
+            guards,
+            auxv: proc::read(pid, "auxv").map_err(at("auxv"))?,
+            exe,
+            coredump_filter: u32::from_str_radix(&text("coredump_filter"), 16).unwrap_or(0x33),
+            personality: u32::from_str_radix(&text("personality"), 16).unwrap_or(0),
+            oom_score_adj: text("oom_score_adj").parse().unwrap_or(0),
+            traits: of_system,
+        })
+    }
 }
 
 /// Of all of them, several at the same time.
@@ -263,16 +305,15 @@ fn read_outside(
     timers::settle_timerfds(pid).map_err(|source| DumpError::Proc { what: "timerfds", pid, source })?;
     let files =
         inventory::files::read(pid, family).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
-    Ok(Outside { vmas, files, creds_of_threads: creds_of_threads? })
+    Ok(Outside { vmas, files, creds_of_threads: creds_of_threads?, told: Told::read(pid)? })
 }
 
 fn status(pid: i32) -> Result<Status, DumpError> {
     Status::read(pid).map_err(|source| DumpError::Proc { what: "status", pid, source })
 }
 
-fn read_mm(inside: &Inside<'_>, stat: &Stat, vmas: Vec<Vma>) -> Result<MmImage, DumpError> {
+fn read_mm(inside: &Inside<'_>, stat: &Stat, vmas: Vec<Vma>, told: Told) -> Result<MmImage, DumpError> {
     let pid = inside.pid();
-    let at = |what| move |source| DumpError::Proc { what, pid, source };
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
     // proc_pid_stat(5): the order of `struct prctl_mm_map` (linux/prctl.h).
     let layout = [
@@ -288,22 +329,14 @@ fn read_mm(inside: &Inside<'_>, stat: &Stat, vmas: Vec<Vma>) -> Result<MmImage, 
         number(50)?,
         number(51)?,
     ];
-    let filter = proc::read(pid, "coredump_filter").unwrap_or_default();
-    let filter = String::from_utf8_lossy(&filter);
-    let mut scanner = Scanner::open(pid).map_err(at("pagemap"))?;
-    let guards = scanner.guards().map_err(|errno| DumpError::Memory { pid, addr: 0, errno })?;
-    let mut exe = proc::link(pid, "exe").map_err(at("exe"))?;
-    if let Some(path) = exe.strip_suffix(b" (deleted)") {
-        exe = path.to_vec();
-    }
     let vdso = inside.read_vdso(&vmas);
     Ok(MmImage {
         vmas,
-        guards,
+        guards: told.guards,
         layout,
-        auxv: proc::read(pid, "auxv").map_err(at("auxv"))?,
-        exe,
-        coredump_filter: u32::from_str_radix(filter.trim(), 16).unwrap_or(0x33),
+        auxv: told.auxv,
+        exe: told.exe,
+        coredump_filter: told.coredump_filter,
         vdso,
         thp_disable: inside.process.thp_disable > 0,
         pkeys: inside.process.pkeys,
@@ -373,22 +406,18 @@ fn read_creds(pid: i32, status: &Status, securebits: u32) -> Result<CredsImage, 
     })
 }
 
-fn read_misc(inside: &Inside<'_>) -> Result<MiscImage, DumpError> {
+fn read_misc(inside: &Inside<'_>, told: &Told) -> Result<MiscImage, DumpError> {
     let pid = inside.pid();
-    let text = |name| {
-        let bytes = proc::read(pid, name).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).trim().to_string()
-    };
     let uname = nix::sys::utsname::uname().map_err(|errno| DumpError::Proc {
         what: "uname",
         pid,
         source: errno.into(),
     })?;
     Ok(MiscImage {
-        personality: u32::from_str_radix(&text("personality"), 16).unwrap_or(0),
+        personality: told.personality,
         dumpable: inside.process.dumpable,
         child_subreaper: inside.process.child_subreaper,
-        oom_score_adj: text("oom_score_adj").parse().unwrap_or(0),
+        oom_score_adj: told.oom_score_adj,
         utsname: inside.process.utsname.clone(),
         clocks_ns: inside.process.clocks,
         kernel: uname.release().to_string_lossy().into_owned(),

@@ -161,7 +161,9 @@ fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>
     let mut found = vec![(root, inspect_one(root, rules, family, whole)?)];
     let look = |pid: i32| {
         let inventory = inspect_one(pid, rules, family, whole).ok()?;
-        let ended = Status::read(pid).is_ok_and(|status| tree::has_ended(pid, &status));
+        // One without blockers was alive a moment ago.
+        let ended = !inventory.blockers.is_empty()
+            && Status::read(pid).is_ok_and(|status| tree::has_ended(pid, &status));
         (!ended).then_some((pid, inventory))
     };
     // The root comes first.

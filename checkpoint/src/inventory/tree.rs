@@ -54,7 +54,12 @@ fn is_kernel_thread(pid: i32) -> bool {
 
 /// Whether it is a zombie or beyond, and all its threads with it.
 pub fn has_ended(pid: i32, status: &Status) -> bool {
-    matches!(status.state(), 'Z' | 'X') && proc::tids(pid).map_or(0, |tids| tids.len()) <= 1
+    matches!(status.state(), 'Z' | 'X') && is_alone(pid)
+}
+
+/// Whether its first thread has no others beside it.
+pub fn is_alone(pid: i32) -> bool {
+    proc::tids(pid).map_or(0, |tids| tids.len()) <= 1
 }
 
 /// The children of all its threads, zombies too.
