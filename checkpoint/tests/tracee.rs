@@ -121,3 +121,28 @@ fn a_dead_tracer_loses_nothing() {
     std::thread::sleep(Duration::from_millis(100));
     assert!(status_line(pid, "State").contains("sleeping"));
 }
+
+/// A freeze that failed in the middle has left threads traced: the next one of the same tracer takes them as they
+/// are, whether they run, stand, or have a signal to tell of.
+#[test]
+fn what_a_failed_freeze_has_left_is_frozen() {
+    let mut victim = Victim::start("sleep", &["1"]);
+    let pid = victim.pid();
+    for state in ["running", "stopped", "at a signal"] {
+        checkpoint::sys::ptrace::seize(pid, 0).expect("seizes");
+        match state {
+            "stopped" => checkpoint::sys::ptrace::interrupt(pid).expect("interrupts"),
+            "at a signal" => {
+                // SAFETY: no pointers. It does nothing by itself.
+                assert_eq!(unsafe { libc::kill(pid, libc::SIGURG) }, 0);
+            }
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let mut tracee = Tracee::freeze(pid).expect(state);
+        tracee.install_stub(&[]).expect("stub");
+        tracee.thaw().expect("thaws");
+        assert!(status_line(pid, "TracerPid").ends_with("\t0"), "{state}");
+    }
+    assert!(victim.0.wait().expect("ends").success());
+}

@@ -9,6 +9,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use systest::lab::{Lab, Ran, Running};
 use systest::{can_run_labs, skip};
 use works::{Attempt, Ended, Moments, Place, Program};
@@ -31,6 +32,17 @@ impl Away {
         lab.sh("node1", "mkdir -m 777 /srv/work").ok();
         let folder = lab.srv("node1", "work");
         Away { lab, folder, running: None, job: String::new() }
+    }
+}
+
+/// The compiler that builds these tests is mostly in somebody's home, and not on the path of a login.
+fn with_compiler(script: &str) -> String {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
+    match sysroot.ok().and_then(|asked| String::from_utf8(asked.stdout).ok()) {
+        Some(sysroot) if !sysroot.trim().is_empty() => {
+            format!("PATH=\"$PATH:{}/bin\"; {script}", sysroot.trim())
+        }
+        _ => script.to_string(),
     }
 }
 
@@ -60,12 +72,13 @@ impl Place for Away {
     }
 
     fn script(&mut self, script: &str) -> Ended {
-        ended(self.lab.sh("node1", script))
+        ended(self.lab.sh("node1", &with_compiler(script)))
     }
 
     fn start(&mut self, program: &Program, script: &str) {
         self.job = program.name.replace('_', "-");
-        self.running = Some(self.lab.start("node1", &format!("exec mosrun -J {} {script}", self.job)));
+        self.running =
+            Some(self.lab.start("node1", &with_compiler(&format!("exec mosrun -J {} {script}", self.job))));
     }
 
     fn runs(&mut self) -> bool {

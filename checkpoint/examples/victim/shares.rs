@@ -124,14 +124,11 @@ pub fn processes(meeting: &Meeting) {
     }
 }
 
-/// Directory and umask of this thread.
+/// Directory and umask of this thread. To ask by umask(2) is to change it, which others who have the same see.
 fn here() -> (std::path::PathBuf, u32) {
-    // SAFETY: no pointers.
-    let umask = unsafe {
-        let now = libc::umask(0);
-        libc::umask(now);
-        now
-    };
+    let status = std::fs::read_to_string("/proc/thread-self/status").expect("status");
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:")).expect("a umask");
+    let umask = u32::from_str_radix(umask.trim(), 8).expect("octal");
     (std::env::current_dir().expect("a directory"), umask)
 }
 

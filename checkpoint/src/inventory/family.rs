@@ -3,7 +3,7 @@
 
 use super::spread;
 use crate::image::{Backing, Vma};
-use crate::proc::{self, maps};
+use crate::proc::{self, maps, status::Stat};
 use crate::sys::kcmp::{self, Shared};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,8 @@ use std::sync::OnceLock;
 pub struct Family {
     pids: Vec<i32>,
     members: BTreeSet<i32>,
+    /// All descendants of the root are carried, those born meanwhile among them.
+    grows: bool,
     pipes_outside: OnceLock<BTreeSet<u64>>,
     fifos_outside: OnceLock<BTreeSet<(u64, u64)>>,
     sharers: OnceLock<Sharers>,
@@ -49,6 +51,21 @@ impl Family {
     /// The root first.
     pub fn of(pids: Vec<i32>) -> Family {
         Family { members: pids.iter().copied().collect(), pids, ..Family::default() }
+    }
+
+    /// The same of a root with all its descendants: who is born after they were counted belongs to them.
+    pub fn of_tree(pids: Vec<i32>) -> Family {
+        Family { grows: true, ..Family::of(pids) }
+    }
+
+    /// Whether a process that was not counted is no stranger: a descendant born meanwhile, or gone by now.
+    pub fn is_newcomer(&self, pid: i32) -> bool {
+        /// More generations than there are processes.
+        const MOST: usize = 1 << 16;
+        let parent = |pid: i32| Stat::read(pid).ok()?.number(4).map(|parent| parent as i32);
+        let mut ancestors =
+            std::iter::successors(Some(pid), |&pid| parent(pid).filter(|&up| up > 1)).take(MOST);
+        self.grows && (parent(pid).is_none() || ancestors.any(|pid| self.has(pid)))
     }
 
     /// Whether a process is one of them.

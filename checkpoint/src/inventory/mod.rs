@@ -140,7 +140,7 @@ pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, In
     let mut pids = tree::descendants(root);
     let mut looks = 0;
     loop {
-        let found = inspect_family(&Family::of(pids.clone()), rules)?;
+        let found = inspect_family(&Family::of_tree(pids.clone()), rules)?;
         looks += 1;
         if found.iter().all(|(_, one)| one.blockers.is_empty()) || looks == LOOKS {
             return Ok(found);

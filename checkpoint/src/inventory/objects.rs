@@ -165,7 +165,7 @@ fn anonymous_outside(family: &Family, vmas: &[Vma], blockers: &mut Vec<Blocker>)
     }
     let all = family.anonymous_memory();
     let others = ids.iter().filter_map(|id| all.get(id)).flatten().filter(|&&other| !family.has(other));
-    let others: BTreeSet<i32> = others.copied().collect();
+    let others: BTreeSet<i32> = others.copied().filter(|&other| !family.is_newcomer(other)).collect();
     if let Some(other) = others.first() {
         let more = match others.len() {
             1 => String::new(),

@@ -187,6 +187,10 @@ impl Tracee {
                         leader_has_ended |= tid == pid;
                         continue;
                     }
+                    // By this very thread: a freeze that failed has left it so.
+                    Err(_) if tasks::tracer_of(tid)? == nix::unistd::gettid().as_raw() => {
+                        tasks::stop_again(tid)?;
+                    }
                     Err(errno) => {
                         tasks::refuse_foreign_tracer(pid)?;
                         return Err(TraceeError::kernel("PTRACE_SEIZE", tid, errno));

@@ -39,16 +39,35 @@ pub fn open_mem(pid: i32) -> Result<File, TraceeError> {
         .map_err(|e| io_error("opening memory", pid, &e))
 }
 
+/// Who traces a task; 0: nobody.
+pub fn tracer_of(tid: i32) -> Result<i32, TraceeError> {
+    let status = fs::read(format!("/proc/{tid}/status")).map_err(|e| io_error("reading status", tid, &e))?;
+    let status = String::from_utf8_lossy(&status);
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok());
+    Ok(tracer.unwrap_or(0))
+}
+
 /// Why a process that cannot be seized cannot: somebody else traces it, or the error.
 pub fn refuse_foreign_tracer(pid: i32) -> Result<(), TraceeError> {
-    let status = fs::read(format!("/proc/{pid}/status")).map_err(|e| io_error("reading status", pid, &e))?;
-    let tracer = String::from_utf8_lossy(&status)
-        .lines()
-        .find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse::<i32>().ok())
-        .unwrap_or(0);
-    match tracer {
+    match tracer_of(pid)? {
         0 => Ok(()),
         tracer => Err(TraceeError::Traced { pid, tracer }),
+    }
+}
+
+/// Makes a task of ours tell of a stop again that it stands in already: it goes on to the next.
+pub fn stop_again(tid: i32) -> Result<(), TraceeError> {
+    let at = |operation| move |errno| TraceeError::kernel(operation, tid, errno);
+    ptrace::interrupt(tid).map_err(at("PTRACE_INTERRUPT"))?;
+    // What it has to tell is taken; a signal that it was to get is given to it.
+    let signal = match ptrace::wait(tid, false).map_err(at("waitpid"))? {
+        Some(Stop::Signal(signal)) => signal,
+        _ => 0,
+    };
+    match ptrace::cont(tid, signal) {
+        // It runs.
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(at("PTRACE_CONT")(errno)),
     }
 }
 
