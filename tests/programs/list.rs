@@ -330,6 +330,8 @@ const STRESSED: &str = "cat out errors | sed -e 's/\\[[0-9]*\\]//' -e 's/complet
 
 /// What stands in the way of some of them for now.
 const WAITING: &[(&str, &str)] = &[
+    // PostgreSQL's interlock.
+    ("migrate", "System V shared memory"),
     ("migckpt", "pseudo-terminal"),
     ("migckpt", "is not accepted yet"),
     // TCP, in the middle of making or ending a connection.
