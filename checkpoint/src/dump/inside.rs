@@ -167,8 +167,7 @@ impl<'a> Inside<'a> {
         self.tracee.thread_count()
     }
 
-    /// What its mappings, and those to come, are to be like.
-    /// `of_system` is what is known from outside.
+    /// What its mappings, and those to come, are to be like; `of_system` is what is known from outside.
     pub fn traits_of_memory(
         &mut self,
         vmas: &[Vma],

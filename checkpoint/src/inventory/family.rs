@@ -23,11 +23,14 @@ pub struct Family {
     fifos_outside: OnceLock<BTreeSet<(u64, u64)>>,
     sharers: OnceLock<Sharers>,
     anonymous: OnceLock<BTreeMap<u64, Vec<i32>>>,
-    here: OnceLock<Vec<Option<PathBuf>>>,
+    here: OnceLock<[Option<PathBuf>; NAMESPACES.len()]>,
     clocks: OnceLock<(i32, Option<PathBuf>)>,
     mapped_outside: OnceLock<BTreeMap<(u64, u64), i32>>,
     written_outside: OnceLock<BTreeMap<(u64, u64), i32>>,
 }
+
+/// Namespaces that must be those of this program (`/proc/PID/ns`, namespaces(7)).
+const NAMESPACES: [&str; 7] = ["mnt", "pid", "net", "ipc", "user", "uts", "cgroup"];
 
 /// What is looked for, and what it is called.
 pub const SHARED: [(Shared, &str); 3] = [
@@ -104,10 +107,10 @@ impl Family {
         Some(found.clone())
     }
 
-    /// The namespaces that this program is in, of these names.
-    pub fn namespaces_here(&self, names: &[&str]) -> &[Option<PathBuf>] {
-        let here = |name: &&str| fs::read_link(format!("/proc/self/ns/{name}")).ok();
-        self.here.get_or_init(|| names.iter().map(here).collect())
+    /// The namespaces that this program is in, by their names in [`NAMESPACES`].
+    pub fn namespaces_here(&self) -> impl Iterator<Item = (&'static str, &Option<PathBuf>)> {
+        let here = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).ok();
+        NAMESPACES.into_iter().zip(self.here.get_or_init(|| NAMESPACES.map(here)))
     }
 
     /// Who maps shared anonymous memory, by its number; of all processes of the machine.

@@ -142,8 +142,7 @@ pub fn relatives(pid: i32, status: &Status, family: &Family, rules: Rules, block
 pub fn surroundings(pid: i32, family: &Family, rules: Rules, blockers: &mut Vec<Blocker>) {
     let name_of = |whose: &str, name: &str| fs::read_link(format!("/proc/{whose}/ns/{name}")).ok();
     let theirs = pid.to_string();
-    const NAMES: [&str; 7] = ["mnt", "pid", "net", "ipc", "user", "uts", "cgroup"];
-    for (name, ours) in NAMES.iter().zip(family.namespaces_here(&NAMES)) {
+    for (name, ours) in family.namespaces_here() {
         if let (Some(theirs), Some(ours)) = (name_of(&theirs, name), ours)
             && theirs != *ours
         {

@@ -38,6 +38,7 @@ use std::fs::File;
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
+use tasks::Seized;
 
 /// Bound on a process' threads.
 pub const MAX_THREADS: usize = 16_384;
@@ -147,10 +148,22 @@ impl Tracee {
     pub fn freeze_with(pid: i32, interrupted: &mut dyn FnMut(i32)) -> Result<Tracee, TraceeError> {
         let process = pid;
         let pid = crate::proc::face(process);
-        let mem = tasks::open_mem(pid)?;
-        let mut tracee = Tracee {
+        let mut tracee = Tracee::of(pid, tasks::open_mem(pid)?);
+        tracee.leader = (pid != process).then_some(process);
+        let mut under_way = BTreeSet::new();
+        let frozen = tracee.seize_all(interrupted, &mut under_way);
+        if frozen.is_err() {
+            // Those that stand are let go with the tracee.
+            under_way.into_iter().for_each(tasks::let_go);
+        }
+        frozen.map(|()| tracee)
+    }
+
+    /// Of which nothing is known yet.
+    fn of(pid: i32, mem: File) -> Tracee {
+        Tracee {
             pid,
-            leader: (pid != process).then_some(process),
+            leader: None,
             leaves: false,
             threads: Vec::new(),
             group_stop: None,
@@ -163,39 +176,40 @@ impl Tracee {
             settled: false,
             maps: None,
             not_send: PhantomData,
-        };
+        }
+    }
+
+    /// Seizes and stops all threads. `under_way` is left with those that are seized and do not stand yet.
+    fn seize_all(
+        &mut self,
+        interrupted: &mut dyn FnMut(i32),
+        under_way: &mut BTreeSet<i32>,
+    ) -> Result<(), TraceeError> {
+        let pid = self.pid;
         let mut seized: BTreeSet<i32> = BTreeSet::new();
         let mut leader_has_ended = false;
         for _ in 0..FREEZE_ROUNDS {
             let fresh: Vec<i32> = tasks::list(pid)?.into_iter().filter(|tid| !seized.contains(tid)).collect();
             if fresh.is_empty() {
-                tracee.threads.sort_by_key(|thread| (thread.found.tid != pid, thread.found.tid));
-                let maps = tracee.maps()?;
-                tracee.stub = tracee.find_stub(&maps);
-                tracee.maps = tracee.stub.is_none().then_some(maps);
-                return Ok(tracee);
+                self.threads.sort_by_key(|thread| (thread.found.tid != pid, thread.found.tid));
+                let maps = self.maps()?;
+                self.stub = self.find_stub(&maps);
+                self.maps = self.stub.is_none().then_some(maps);
+                return Ok(());
             }
             let deadline = Instant::now() + STOP_LIMIT;
             let mut asked = Vec::with_capacity(fresh.len());
             for tid in fresh {
-                match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
-                    Ok(()) => {}
-                    Err(nix::errno::Errno::ESRCH) => continue,
-                    // A leader that has ended stays until the others have (EPERM, ptrace(2)).
-                    Err(_) if tasks::is_zombie(tid) => {
+                match tasks::seize(pid, tid)? {
+                    Seized::Yes => {}
+                    Seized::Gone => continue,
+                    Seized::Ended => {
                         seized.insert(tid);
                         leader_has_ended |= tid == pid;
                         continue;
                     }
-                    // By this very thread: a freeze that failed has left it so.
-                    Err(_) if tasks::tracer_of(tid)? == nix::unistd::gettid().as_raw() => {
-                        tasks::stop_again(tid)?;
-                    }
-                    Err(errno) => {
-                        tasks::refuse_foreign_tracer(pid)?;
-                        return Err(TraceeError::kernel("PTRACE_SEIZE", tid, errno));
-                    }
                 }
+                under_way.insert(tid);
                 ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
                 interrupted(tid);
                 seized.insert(tid);
@@ -211,15 +225,16 @@ impl Tracee {
                     None if tid == pid => leader_has_ended = true,
                     None => {}
                     Some(group) => {
-                        tracee.group_stop = tracee.group_stop.or(group);
+                        self.group_stop = self.group_stop.or(group);
                         // Not before: until it stands, its filters must act. Not allowed everywhere, and
                         // needed only where there are filters.
-                        let options = tracee.options | ptrace::O_SUSPEND_SECCOMP;
+                        let options = self.options | ptrace::O_SUSPEND_SECCOMP;
                         let _ = ptrace::set_options(tid, options);
-                        let found = tasks::read_thread(&tracee.mem, tid)?;
-                        tracee.threads.push(Thread::new(found));
+                        let found = tasks::read_thread(&self.mem, tid)?;
+                        self.threads.push(Thread::new(found));
                     }
                 }
+                under_way.remove(&tid);
             }
             if leader_has_ended {
                 // Those that end with it are ours to wait for: until then it is no zombie for its parent.
@@ -342,17 +357,20 @@ impl Tracee {
     /// Gives everything back as found and lets it run: the kernel restarts what was interrupted.
     pub fn thaw(mut self) -> Result<(), TraceeError> {
         self.live = false;
-        if self.stub.is_some() {
-            self.remove_stub()?;
-        }
+        self.give_all_back()
+    }
+
+    /// Whatever fails on the way, all is tried, and all are let go. The first error is told.
+    fn give_all_back(&mut self) -> Result<(), TraceeError> {
+        let mut result = if self.stub.is_some() { self.remove_stub() } else { Ok(()) };
         for thread in &self.threads {
-            thread.give_back()?;
+            result = result.and(thread.give_back());
         }
         self.deliver_owed_stop();
         for thread in &self.threads {
-            tasks::detach(thread.found.tid)?;
+            result = result.and(tasks::detach(thread.found.tid));
         }
-        Ok(())
+        result
     }
 
     /// Does all of [`Tracee::release`] but letting go, which can hardly fail and takes next to no time then.
@@ -463,17 +481,8 @@ impl Drop for Tracee {
         if !self.live {
             return;
         }
-        // An error path: best effort, and nobody to tell.
-        if self.stub.is_some() {
-            let _ = self.remove_stub();
-        }
-        for thread in &self.threads {
-            let _ = thread.give_back();
-        }
-        self.deliver_owed_stop();
-        for thread in &self.threads {
-            let _ = tasks::detach(thread.found.tid);
-        }
+        // An error path: nobody to tell.
+        let _ = self.give_all_back();
     }
 }
 
@@ -511,22 +520,8 @@ pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
 /// Whether there is a stub in a process; looks from outside.
 fn has_stub(pid: i32) -> Result<bool, TraceeError> {
     let pid = crate::proc::face(pid);
-    let looking = Tracee {
-        pid,
-        leader: None,
-        leaves: false,
-        threads: Vec::new(),
-        group_stop: None,
-        stub: None,
-        stop_owed: false,
-        options: ptrace::O_TRACESYSGOOD,
-        made: None,
-        mem: tasks::open_mem(pid)?,
-        live: false,
-        settled: false,
-        maps: None,
-        not_send: PhantomData,
-    };
+    // There are no threads that would be let go.
+    let looking = Tracee::of(pid, tasks::open_mem(pid)?);
     Ok(looking.find_stub(&looking.maps()?).is_some())
 }
 

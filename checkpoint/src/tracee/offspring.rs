@@ -4,9 +4,8 @@
 //! all else that fork inherits. It is seized by the kernel before it runs an instruction (ptrace(2),
 //! `PTRACE_O_TRACEFORK`), and stands in its own copy of the stub, in the hold loop.
 
-use super::{Stub, Thread, Tracee, TraceeError, tasks};
+use super::{Thread, Tracee, TraceeError, tasks};
 use crate::sys::ptrace;
-use std::marker::PhantomData;
 use std::time::Instant;
 
 /// What a child is to be.
@@ -78,21 +77,8 @@ impl Tracee {
         // All signals are blocked, and its registers are of the stub.
         leader.masked = true;
         leader.touched = true;
-        Ok(Tracee {
-            pid,
-            leader: None,
-            leaves: false,
-            threads: vec![leader],
-            group_stop: None,
-            stub: self.stub.map(|stub| Stub { ..stub }),
-            stop_owed: false,
-            options: self.options,
-            made: None,
-            mem,
-            live: true,
-            settled: false,
-            maps: None,
-            not_send: PhantomData,
-        })
+        let mut child = Tracee::of(pid, mem);
+        (child.threads, child.stub, child.options) = (vec![leader], self.stub, self.options);
+        Ok(child)
     }
 }

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const MAX_STOPS: usize = 1000;
 /// How often a task that does not stop is asked whether it has ended, in naps.
 const LOOK_EVERY: u32 = 64;
+/// How long a task that is to be let go may take to stop.
+const LET_GO_LIMIT: Duration = Duration::from_millis(200);
 /// How long the ends of threads are waited for whose leader has ended.
 const ENDS_LIMIT: Duration = Duration::from_secs(1);
 
@@ -40,23 +42,42 @@ pub fn open_mem(pid: i32) -> Result<File, TraceeError> {
 }
 
 /// Who traces a task; 0: nobody.
-pub fn tracer_of(tid: i32) -> Result<i32, TraceeError> {
+fn tracer_of(tid: i32) -> Result<i32, TraceeError> {
     let status = fs::read(format!("/proc/{tid}/status")).map_err(|e| io_error("reading status", tid, &e))?;
     let status = String::from_utf8_lossy(&status);
     let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok());
     Ok(tracer.unwrap_or(0))
 }
 
-/// Why a process that cannot be seized cannot: somebody else traces it, or the error.
-pub fn refuse_foreign_tracer(pid: i32) -> Result<(), TraceeError> {
-    match tracer_of(pid)? {
-        0 => Ok(()),
-        tracer => Err(TraceeError::Traced { pid, tracer }),
+/// What became of the attempt to seize a task.
+pub enum Seized {
+    Yes,
+    /// It is not there any more.
+    Gone,
+    /// It is there for who waits for it.
+    Ended,
+}
+
+/// Seizes a thread of a process, one that a freeze that failed has left to this very thread too.
+pub fn seize(pid: i32, tid: i32) -> Result<Seized, TraceeError> {
+    let errno = match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
+        Ok(()) => return Ok(Seized::Yes),
+        Err(Errno::ESRCH) => return Ok(Seized::Gone),
+        // A leader that has ended stays until the others have (EPERM, ptrace(2)).
+        Err(_) if is_zombie(tid) => return Ok(Seized::Ended),
+        Err(errno) => errno,
+    };
+    match tracer_of(tid) {
+        Ok(tracer) if tracer == nix::unistd::gettid().as_raw() => stop_again(tid).map(|()| Seized::Yes),
+        Ok(0) => Err(TraceeError::kernel("PTRACE_SEIZE", tid, errno)),
+        Ok(tracer) => Err(TraceeError::Traced { pid, tracer }),
+        Err(TraceeError::Died { .. }) if tid != pid => Ok(Seized::Gone),
+        Err(error) => Err(error),
     }
 }
 
 /// Makes a task of ours tell of a stop again that it stands in already: it goes on to the next.
-pub fn stop_again(tid: i32) -> Result<(), TraceeError> {
+fn stop_again(tid: i32) -> Result<(), TraceeError> {
     let at = |operation| move |errno| TraceeError::kernel(operation, tid, errno);
     ptrace::interrupt(tid).map_err(at("PTRACE_INTERRUPT"))?;
     // What it has to tell is taken; a signal that it was to get is given to it.
@@ -238,9 +259,33 @@ pub fn give_back(found: &ThreadState, changed: Changed) -> Result<(), TraceeErro
     Ok(())
 }
 
+/// Lets go of a task that stands, or is seen to run.
 pub fn detach(tid: i32) -> Result<(), TraceeError> {
     match ptrace::detach(tid, 0) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(Errno::ESRCH) => {
+            let_go(tid);
+            Ok(())
+        }
         Err(errno) => Err(TraceeError::kernel("PTRACE_DETACH", tid, errno)),
+    }
+}
+
+/// Lets go of a task of ours that may run: only one that stands can be let go, so it is asked to stop, and a
+/// moment is waited for that. One that waits uninterruptibly stays ours, and is taken up by the next
+/// freeze ([`seize`]).
+pub fn let_go(tid: i32) {
+    let deadline = Instant::now() + LET_GO_LIMIT;
+    // ESRCH: it has ended, or is not ours.
+    while ptrace::interrupt(tid).is_ok() && Instant::now() < deadline {
+        let signal = match ptrace::wait(tid, false) {
+            Ok(Some(Stop::Gone(_))) | Err(_) => return,
+            Ok(Some(Stop::Signal(signal))) => signal,
+            Ok(_) => 0,
+        };
+        if ptrace::detach(tid, signal).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
