@@ -3,8 +3,8 @@ use strict;
 use Digest::SHA qw(sha256_hex);
 use Time::HiRes qw(ualarm);
 my $alarms = 0;
-$SIG{ALRM} = sub { $alarms++; ualarm 200_000 };
-ualarm 200_000;
+$SIG{ALRM} = sub { $alarms++; ualarm 50_000 };
+ualarm 50_000;
 $| = 1;
 for my $round (1 .. 12) {
     my @children;
