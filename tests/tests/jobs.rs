@@ -220,3 +220,27 @@ fn a_gibibyte_goes_out_and_comes_back() {
     let ran = running.end();
     assert_eq!(ran.clone().ok(), expected);
 }
+
+/// Whatever of a move fails because its process has ended meanwhile, that it has ended is what is told.
+#[test]
+fn a_job_that_ends_while_it_is_moved_has_ended() {
+    require_labs!();
+    const JOBS: usize = 60;
+    let lab = Lab::up_with(2, &["--cpus-per-node", "0"]);
+    // It has ended before, while or after the shepherd looks at it, freezes it, sends it.
+    let script = format!(
+        "for i in $(seq {JOBS}); do
+            mosrun -J brief$i sh -c \"sleep 0.0$((i % 10)); exit 7\" & job=$!
+            sleep 0.0$((RANDOM % 6))
+            migrate job:brief$i node2 > /dev/null 2>> /srv/refusals
+            wait $job; echo $?
+        done"
+    );
+    let ran = lab.sh("node1", &format!("bash -c '{script}'"));
+    assert_eq!(ran.ok(), "7\n".repeat(JOBS), "each ends as it would have");
+    let refusals = std::fs::read_to_string(lab.srv("node1", "refusals")).unwrap_or_default();
+    let strange = refusals.lines().filter(|line| line.contains("why:")).find(|line| {
+        !["ended", "no such job", "no job", "no process"].iter().any(|known| line.contains(known))
+    });
+    assert_eq!(strange, None, "{refusals}");
+}

@@ -280,12 +280,7 @@ fn parents_first(members: Vec<Member>) -> Vec<Member> {
 
 /// `None`: it has ended.
 fn living(pid: i32, freezer: &mut Freezer<'_>) -> Result<Option<Tracee>, TraceeError> {
-    let ended = || {
-        // Cheaper than `status`.
-        let stat = Stat::read(pid);
-        stat.map_or(true, |stat| matches!(stat.field(3), Some("Z" | "X")) && tree::is_alone(pid))
-    };
-    if ended() {
+    if !tree::lives(pid) {
         return Ok(None);
     }
     let frozen = match freezer(pid) {
@@ -296,8 +291,8 @@ fn living(pid: i32, freezer: &mut Freezer<'_>) -> Result<Option<Tracee>, TraceeE
     match frozen {
         Ok(tracee) => Ok(Some(tracee)),
         // It has lost its memory, and is a zombie soon; one whose parent wants none is gone then.
-        Err(TraceeError::Died { .. }) if soon(&ended) => Ok(None),
-        Err(_) if ended() => Ok(None),
+        Err(TraceeError::Died { .. }) if ends_soon(pid) => Ok(None),
+        Err(_) if !tree::lives(pid) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -305,9 +300,9 @@ fn living(pid: i32, freezer: &mut Freezer<'_>) -> Result<Option<Tracee>, TraceeE
 /// How long the end of one that is ending may take.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-fn soon(ended: &dyn Fn() -> bool) -> bool {
+fn ends_soon(pid: i32) -> bool {
     let deadline = Instant::now() + END_LIMIT;
-    while !ended() {
+    while tree::lives(pid) {
         if Instant::now() > deadline {
             return false;
         }

@@ -62,6 +62,12 @@ pub fn is_alone(pid: i32) -> bool {
     proc::tids(pid).map_or(0, |tids| tids.len()) <= 1
 }
 
+/// Whether a process is there, and no zombie all of whose threads have ended.
+pub fn lives(pid: i32) -> bool {
+    // Cheaper than `status`.
+    Stat::read(pid).is_ok_and(|stat| !matches!(stat.field(3), Some("Z" | "X")) || !is_alone(pid))
+}
+
 /// The children of all its threads, zombies too.
 pub fn children(pid: i32) -> Vec<i32> {
     children_of_threads(pid).into_iter().map(|(_, child)| child).collect()

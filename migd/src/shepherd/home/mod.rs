@@ -23,6 +23,7 @@ use crate::cluster_key::ClusterKey;
 use crate::homefs::HomeView;
 use checkpoint::deputy::{Deputy, DeputyEvent};
 use checkpoint::image::ProcessImage;
+use checkpoint::inventory::tree;
 use peer::Host;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -89,7 +90,17 @@ pub(super) enum MoveError {
 
 impl MoveError {
     fn failed(error: impl std::fmt::Display) -> MoveError {
-        MoveError::Failed(error.to_string())
+        // With the causes of an `anyhow` error.
+        MoveError::Failed(format!("{error:#}"))
+    }
+
+    /// The same, or that the process has ended, of which whatever else failed is then only the sign: a file of
+    /// `/proc` that has gone, a descriptor that cannot be had any more.
+    fn or_ended(self, pid: i32) -> MoveError {
+        match self {
+            MoveError::Failed(_) if !tree::lives(pid) => MoveError::Ended,
+            other => other,
+        }
     }
 
     fn to_api(&self, pid: i32, to: &str) -> ApiError {

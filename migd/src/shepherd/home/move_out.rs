@@ -39,7 +39,7 @@ impl Home {
             Ok(host) => host,
             Err(error) => {
                 self.view = None;
-                return (Place::Home, Err(error));
+                return (Place::Home, Err(error.or_ended(self.args.pid)));
             }
         };
         let mut parties = Out {
@@ -79,7 +79,10 @@ impl Home {
         match (why, figures) {
             (None, Some(figures)) if dry_run => (place, Ok(figures)),
             (Some(MoveError::Ended), _) => (Place::Gone, Err(MoveError::Ended)),
-            (why, _) => (place, Err(why.unwrap_or(MoveError::Failed("the move was given up".into())))),
+            (why, _) => {
+                let why = why.unwrap_or(MoveError::Failed("the move was given up".into()));
+                (place, Err(why.or_ended(self.args.pid)))
+            }
         }
     }
 
@@ -105,10 +108,13 @@ impl Home {
             .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
             .open(format!("/proc/{pid}/root"))
             .map_err(|_| MoveError::Ended)?;
-        let groups = preflight::supplementary_groups(pid).map_err(MoveError::failed)?;
+        let failed = |what: &str, error| MoveError::Failed(format!("{what}: {error}"));
+        let groups = preflight::supplementary_groups(pid)
+            .map_err(|error| failed("its groups could not be read", error))?;
         let token: [u8; 16] = rand::random();
-        let view = HomeView::new(OwnedFd::from(root), groups, token).map_err(MoveError::failed)?;
-        view.set_deputy(pid).map_err(MoveError::failed)?;
+        let view = HomeView::new(OwnedFd::from(root), groups, token)
+            .map_err(|error| failed("its files could not be made ready to be served", error))?;
+        view.set_deputy(pid).map_err(|error| failed("its identity could not be read", error))?;
         let closed = self.sender.clone();
         view.set_on_closed(move |handle| {
             closed.push(Event::Closed(handle));
