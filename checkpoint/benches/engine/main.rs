@@ -7,6 +7,7 @@
 //!
 //! Nothing here fails by being slow. It needs root, and leaves nothing behind.
 
+mod bare;
 mod copy;
 mod subject;
 mod table;
@@ -51,6 +52,10 @@ fn main() -> ExitCode {
             round_trips(&place, &mut table, plan.runs, (&name, &case, tree, goal_ms));
         }
     }
+    let name = format!("{} threads", plan.threads);
+    if wanted(&name) {
+        against_bare_stops(&place, &mut table, &plan, &name);
+    }
     let name = format!("{} MiB", plan.mebibytes);
     if wanted(&name) {
         against_a_copy(&place, &mut table, &plan, &name);
@@ -79,6 +84,19 @@ fn round_trips(place: &Place, table: &mut Table, runs: usize, what: (&str, &str,
     table.add(Figure::time(&format!("{name}: dump"), dump));
     table.add(Figure::time(&format!("{name}: restore"), restore));
     table.add(Figure::time(&format!("{name}: dump and restore"), both).goal_ms(goal_ms));
+}
+
+/// What the stops of many threads cost by themselves.
+fn against_bare_stops(place: &Place, table: &mut Table, plan: &Plan, name: &str) {
+    let case = format!("threads-{}", plan.threads);
+    let mut times = Vec::new();
+    for run in 0..=plan.runs {
+        let took = bare::stops(place.start(&case));
+        if run > 0 {
+            times.push(took);
+        }
+    }
+    table.add(Figure::time(&format!("{name}: two stops, registers and the end, nothing else"), times));
 }
 
 /// The speed of a dump beside that of reading the same memory with process_vm_readv(2) and writing it to

@@ -13,7 +13,6 @@ use crate::sys::kcmp::{self, Shared};
 use crate::sys::time_namespace::Offsets;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// With more threads than this, to look at every process is less than to look at every thread.
@@ -200,14 +199,15 @@ pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Block
     tids.truncate(MAX_THREADS);
     let face = proc::face(pid);
     // Of one thread alone nothing is compared.
-    let places =
-        if tids.len() > 1 { OF_THREADS.map(|name| namespace(pid, face, name)) } else { Default::default() };
+    let places = if tids.len() > 1 { namespaces(pid, face) } else { Places::default() };
     let mut looked = spread::over(&tids, |tid| {
         // One that has ended meanwhile has nothing.
-        let Ok(thread) = Status::of_thread(pid, tid) else { return (false, None) };
+        let thread = proc::Dir::open(pid, &format!("task/{tid}"));
+        let thread = thread.and_then(|dir| Ok((Status::parse(&dir.read("status")?), dir)));
+        let Ok((thread, dir)) = thread else { return (false, None) };
         let found = of_thread(tid, &thread, status, rules)
             .or_else(|| of_its_own((pid, face), tid, rules))
-            .or_else(|| elsewhere((pid, face), tid, &places));
+            .or_else(|| elsewhere((pid, face), tid, &dir, &places));
         (thread.state() == 'D', found)
     });
     // One is enough: the others are mostly alike.
@@ -231,29 +231,37 @@ pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Block
 /// a working directory of its own, and all others are those of the process.
 const OF_THREADS: [&str; 6] = ["net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children"];
 
-/// By the same way as all else of the thread is read: the kernel makes its directory once.
-fn namespace(pid: i32, tid: i32, name: &str) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/task/{tid}/ns/{name}")).ok()
+/// What the links in `/proc/TID/ns` say, in the order of [`OF_THREADS`]; `None`: nothing.
+type Places = [Option<Vec<u8>>; OF_THREADS.len()];
+
+fn namespaces(pid: i32, tid: i32) -> Places {
+    let dir = proc::Dir::open(pid, &format!("task/{tid}/ns"));
+    dir.map_or_else(|_| Places::default(), |dir| OF_THREADS.map(|name| dir.link(name).ok()))
 }
 
 /// A namespace of its own, which nothing of a process tells.
 fn elsewhere(
     (pid, face): (i32, i32),
     tid: i32,
-    places: &[Option<PathBuf>; 6],
+    dir: &proc::Dir,
+    places: &Places,
 ) -> Option<(&'static str, String)> {
     if tid == pid || tid == face {
         return None;
     }
-    let differs = |name: &str, of_process: &Option<PathBuf>| {
-        let of_thread = namespace(pid, tid, name);
+    // One that has ended is nowhere.
+    let own = dir.dir("ns").ok()?;
+    let differs = |name: &str, of_process: &Option<Vec<u8>>| {
+        let of_thread = own.link(name).ok();
         // A PID namespace is shown when there is somebody in it; of one that has ended nothing is.
-        of_thread != *of_process && (of_thread.is_some() || namespace(pid, tid, "net").is_some())
+        of_thread != *of_process && (of_thread.is_some() || own.link("net").is_ok())
     };
     let found =
         OF_THREADS.iter().zip(places).find(|(name, place)| differs(name, place)).map(|(name, _)| *name);
-    let mounts =
-        || kcmp::shared(face, tid, Shared::Fs) == Ok(false) && differs("mnt", &namespace(pid, face, "mnt"));
+    let mounts = || {
+        let of_process = || proc::link(face, "ns/mnt").ok();
+        kcmp::shared(face, tid, Shared::Fs) == Ok(false) && differs("mnt", &of_process())
+    };
     let name = found.or_else(|| mounts().then_some("mnt"))?.trim_end_matches("_for_children");
     let what = format!("thread {tid} has left the {name} namespace of its process (unshare)");
     Some(("namespace", what))

@@ -6,13 +6,19 @@ pub mod maps;
 pub mod status;
 pub mod timer_list;
 
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::sys::stat::Mode;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 
 /// Reads `/proc/PID/NAME` whole.
 pub fn read(pid: i32, name: &str) -> io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut file = fs::File::open(format!("/proc/{pid}/{name}"))?;
+    read_all(fs::File::open(format!("/proc/{pid}/{name}"))?)
+}
+
+fn read_all(mut file: fs::File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // The kernel tells no length, so there is no use in asking for it, and gives a page at a time.
     let mut page = [0; 8 << 10];
@@ -28,8 +34,36 @@ pub fn read(pid: i32, name: &str) -> io::Result<Vec<u8>> {
 
 /// The target of `/proc/PID/NAME`, as bytes.
 pub fn link(pid: i32, name: &str) -> io::Result<Vec<u8>> {
-    use std::os::unix::ffi::OsStringExt;
     Ok(fs::read_link(format!("/proc/{pid}/{name}"))?.into_os_string().into_vec())
+}
+
+/// A directory of `/proc`, opened once: of a process with a thousand threads, finding the way to each file
+/// of each thread again costs as much as what is read there.
+pub struct Dir(OwnedFd);
+
+impl Dir {
+    /// `/proc/PID/NAME`.
+    pub fn open(pid: i32, name: &str) -> io::Result<Dir> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let path = format!("/proc/{pid}/{name}");
+        Ok(Dir(nix::fcntl::open(path.as_str(), flags, Mode::empty())?))
+    }
+
+    /// A directory in it.
+    pub fn dir(&self, name: &str) -> io::Result<Dir> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(Dir(openat(&self.0, name, flags, Mode::empty())?))
+    }
+
+    /// Reads a file in it whole.
+    pub fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        read_all(openat(&self.0, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
+    }
+
+    /// The target of a link in it, as bytes.
+    pub fn link(&self, name: &str) -> io::Result<Vec<u8>> {
+        Ok(readlinkat(&self.0, name)?.into_vec())
+    }
 }
 
 /// The number behind `key` (up to the first blank) in text of `key: value` or `key value` lines.

@@ -445,7 +445,8 @@ impl Tracee {
             let mut left =
                 going.iter().filter(|(slot, _)| done[slot * 8] == 0).map(|&(_, thread)| thread).peekable();
             let Some(&first) = left.peek() else { return Ok(()) };
-            for thread in left {
+            // A stop on the way is the exception: each thread is asked for it when its calls take longer.
+            for thread in left.take_while(|_| !naps.is_eager()) {
                 let tid = self.tid(thread);
                 if let Some(stop) =
                     ptrace::wait(tid, false).map_err(|e| TraceeError::kernel("waitpid", tid, e))?
