@@ -50,6 +50,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("threads.rs", include_str!("threads.rs")),
     ("tmux.sh", include_str!("tmux.sh")),
     ("web.py", include_str!("web.py")),
+    ("work.lua", include_str!("work.lua")),
     ("work.pl", include_str!("work.pl")),
     ("work.sql", include_str!("work.sql")),
     ("work.tcl", include_str!("work.tcl")),

@@ -112,6 +112,18 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
     ),
     ("terabytes reserved, of which little is there", Yes(SHARED_MEMORY, "sparse_terabytes"), Same, ""),
     (
+        "an address sanitizer's shadow memory",
+        Yes(PROGRAMS, "lua_sanitized"),
+        Yes(PROGRAMS, "lua_sanitized"),
+        "",
+    ),
+    (
+        "stacks that grow by themselves (MAP_GROWSDOWN), and the gap below them",
+        Yes(VICTIMS, "stacks_that_grow"),
+        Same,
+        "",
+    ),
+    (
         "memory that may be dropped (MAP_DROPPABLE), advice on shared memory",
         Yes(SHARED_MEMORY, "droppable_and_advised"),
         Same,
@@ -216,6 +228,18 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "on kernels before 6.3 without those for the global expedited barrier",
     ),
     ("rseq, robust mutexes, futexes with waiters", Yes(VICTIMS, "threads"), Yes(PROGRAMS, "java"), ""),
+    (
+        "locks in memory that processes share, with waiters: plain, with priority inheritance, robust; conditions",
+        Yes(VICTIMS, "locks_shared_by_processes"),
+        Same,
+        "",
+    ),
+    (
+        "of each thread: policy (real time and deadline too), nice value, CPUs, I/O priority, timer slack",
+        Yes(VICTIMS, "schedules_of_threads"),
+        Same,
+        "a guest may use all CPUs of its node; clamps of utilisation are not carried",
+    ),
     (
         "signal actions, masks, pending signals with siginfo",
         Yes(VICTIMS, "signals"),

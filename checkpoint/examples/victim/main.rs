@@ -11,15 +11,18 @@ mod calls;
 mod clocks;
 mod deadlines;
 mod files;
+mod futexes;
 mod huge_pages;
 mod identity;
 mod memory;
 mod pkeys;
 mod restart;
 mod scale;
+mod schedules;
 mod seccomp;
 mod shares;
 mod signals;
+mod stacks;
 mod threads;
 mod timers;
 mod traits;
@@ -93,8 +96,11 @@ fn main() {
         "huge-gigabyte" => huge_pages::gigabyte(&meeting),
         "pkeys" => pkeys::run(&meeting, false),
         "pkeys-family" => pkeys::run(&meeting, true),
+        "stacks" => stacks::run(&meeting),
         "traits" => traits::run(&meeting),
         "threads" => threads::run(&meeting),
+        "schedules" => schedules::run(&meeting),
+        "futexes" => futexes::run(&meeting),
         "membarrier" => threads::membarrier(&meeting),
         "signals" => signals::run(&meeting),
         "altstack" => signals::on_alternate_stack(&meeting),

@@ -85,6 +85,11 @@ fn protection_keys_of_a_family() {
 }
 
 #[test]
+fn stacks_that_grow() {
+    survives_times("stacks", 3);
+}
+
+#[test]
 fn settings() {
     survives_times("traits", 3);
 }
@@ -97,6 +102,16 @@ fn threads() {
 #[test]
 fn threads_saved_again_and_again() {
     survives_times("threads", 4);
+}
+
+#[test]
+fn schedules_of_threads() {
+    survives_times("schedules", 3);
+}
+
+#[test]
+fn locks_shared_by_processes() {
+    survives_saved("futexes", 3, &["--tree"]);
 }
 
 #[test]
