@@ -85,6 +85,27 @@ fn descriptors() {
     );
 }
 
+/// What a limit leaves must do for the stub.
+#[test]
+fn limits_without_room() {
+    let limited = |limit: &str, counted: &str, room: &str| {
+        format!(
+            "import resource\n\
+             text = open('/proc/self/status').read()\n\
+             used = int(text.split('{counted}:')[1].split()[0]) * 1024\n\
+             resource.setrlimit(resource.{limit}, (used + {room}, -1))\n"
+        )
+    };
+    for (limit, counted) in [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")] {
+        let words = format!("({limit}) leaves");
+        let tight = limited(limit, counted, "0");
+        only(&refusals(&tight, Rules::Homed), &words);
+        only(&refusals(&tight, Rules::Standalone), &words);
+        let enough = limited(limit, counted, "(8 << 20)");
+        assert_eq!(refusals(&enough, Rules::Standalone), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn threads_that_have_unshared() {
     for (flag, words) in

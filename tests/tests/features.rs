@@ -54,6 +54,7 @@ const INVENTORY: &str = "checkpoint/src/inventory/mod.rs";
 const TRAITS: &str = "checkpoint/src/inventory/traits.rs";
 const INSTALL: &str = "checkpoint/src/tracee/install.rs";
 const TREE: &str = "checkpoint/src/inventory/tree.rs";
+const LIMITS: &str = "checkpoint/src/inventory/limits.rs";
 
 /// Feature, `migckpt`, `migrate`, note.
 const FEATURES: &[(&str, Cell, Cell, &str)] = &[
@@ -193,6 +194,12 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "system calls that a program handles itself (PR_SET_SYSCALL_USER_DISPATCH)",
         Refused(INSTALL, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
         Refused(INSTALL, "it handles its own system calls (PR_SET_SYSCALL_USER_DISPATCH)"),
+        "",
+    ),
+    (
+        "limits of address space or data that leave less than 136 KiB, and 256 bytes a thread",
+        Refused(LIMITS, "are needed in it while it is saved"),
+        Refused(LIMITS, "are needed in it while it is saved"),
         "",
     ),
     (

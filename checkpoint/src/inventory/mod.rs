@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod family;
 pub mod files;
+pub mod limits;
 pub mod locks;
 pub mod mapped_files;
 pub mod mappings;
@@ -225,6 +226,7 @@ fn inspect_one(pid: i32, rules: Rules, family: &Family, whole: bool) -> Result<I
     tree::relatives(pid, &status, family, rules, &mut blockers);
     tree::surroundings(face, family, rules, &mut blockers);
     traits::outside(&status, &mut blockers);
+    limits::blockers(face, &status, &mut blockers);
     tree::threads(pid, &status, rules, &mut blockers);
     timers::blockers(face, family, &mut blockers);
     mappings::blockers(&vmas, rules, &mut blockers);

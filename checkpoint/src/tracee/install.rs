@@ -121,8 +121,7 @@ impl Tracee {
 
     fn plan(&mut self, avoid: &[(u64, u64)]) -> Result<Plan, TraceeError> {
         self.refuse_dispatchers()?;
-        // Room for some threads more, as a deputy may get them when its guest comes home.
-        let len = stub::stub_len(self.threads.len() + 64);
+        let len = stub::stub_len(self.threads.len() + stub::MORE_THREADS);
         // Of somebody who has the same memory and was frozen later they are old: then the place is taken, and
         // another one is looked for.
         let maps = self.maps.take().map_or_else(|| self.maps(), Ok)?;
@@ -141,8 +140,18 @@ impl Tracee {
         self.write_journal(Phase::Frozen)
     }
 
+    /// Limits by name: what of them is left is known before a freeze, but not all of it, and not for long.
     fn inside(&self, operation: &'static str, got: i64) -> TraceeError {
-        TraceeError::Inside { operation, tid: self.pid, errno: Errno::from_raw(-got as i32) }
+        let unfit = |what| TraceeError::Unfit { pid: self.pid, what };
+        match Errno::from_raw(-got as i32) {
+            Errno::ENOMEM => unfit(
+                "it may not map what a freeze needs in it (its limits of address space and data, vm.max_map_count)",
+            ),
+            Errno::EAGAIN => unfit(
+                "it may not lock what a freeze needs in it (mlockall with MCL_FUTURE, and its limit of locked memory)",
+            ),
+            errno => TraceeError::Inside { operation, tid: self.pid, errno },
+        }
     }
 
     /// A thread that has its own system calls handed to itself would be handed the injected ones.

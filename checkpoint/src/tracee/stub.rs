@@ -130,6 +130,9 @@ const _: () = assert!(RECORDS + (MAX_RECORDS * RECORD_LEN) as u64 <= ARGUMENTS);
 /// Length of an entry: TID, mask, 27 registers, padding.
 pub const ENTRY_LEN: u64 = 256;
 
+/// Room for some threads more, as a deputy may get them when its guest comes home.
+pub const MORE_THREADS: usize = 64;
+
 /// Bytes a stub for so many threads takes.
 pub fn stub_len(threads: usize) -> u64 {
     (ENTRIES + threads as u64 * ENTRY_LEN).next_multiple_of(PAGE)
