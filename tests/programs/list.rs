@@ -198,10 +198,10 @@ programs! {
 
     /// As nobody: its server does not run as root.
     fn postgresql() = {
-        needs: &["/usr/lib/postgresql/*/bin/initdb"],
+        needs: &["/usr/lib/postgresql/*/bin/initdb", "python3"],
         prepare: "install -d -o nobody pristine && setpriv --reuid=nobody --regid=nogroup --clear-groups \
             $(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)/initdb -D \"$PWD/pristine\" -U postgres -A trust -N -E UTF8 --locale=C",
-        command: "cp -a ../pristine cluster && exec setpriv --reuid=nobody --regid=nogroup --clear-groups sh ../postgres.sh",
+        command: "exec setpriv --reuid=nobody --regid=nogroup --clear-groups sh ../postgres.sh",
         tree: true,
         refused: WAITING,
     }

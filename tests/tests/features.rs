@@ -316,6 +316,12 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "with migrate they stay open at home",
     ),
     (
+        "the device number of files (`st_dev`)",
+        Instead("the file systems' own"),
+        Instead("the home view's while it is away: another one than at home"),
+        "a program moved between two looks that it compares (cp, tar) takes the file for another",
+    ),
+    (
         "files unlinked, renamed or replaced, open and mapped; O_TMPFILE, removed directories",
         Yes(OBJECTS, "deleted_files"),
         Same,
