@@ -280,7 +280,7 @@ impl Deputy {
         Err(TraceeError::WontStop {
             tid: self.pid,
             millis: STOP_LIMIT.as_millis() as u64,
-            wchan: String::new(),
+            doing: "in a call of its own".into(),
         })
     }
 

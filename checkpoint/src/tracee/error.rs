@@ -22,14 +22,14 @@ pub enum TraceeError {
         tid: i32,
     },
     /// A thread did not stop in time (uninterruptible sleep, vfork). The process goes on.
-    #[error("thread {tid} did not stop within {millis} ms: it is in an uninterruptible wait ({wchan})")]
+    #[error("thread {tid} did not stop within {millis} ms: it is {doing}")]
     WontStop {
         /// Which thread.
         tid: i32,
         /// How long we waited.
         millis: u64,
-        /// Where in the kernel it waits.
-        wchan: String,
+        /// What it is at instead.
+        doing: String,
     },
     /// Somebody else traces it. The process is untouched.
     #[error("process {pid} is traced by process {tracer} (a debugger or strace)")]

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Stops to pass before a task must have reached its event stop.
 const MAX_STOPS: usize = 1000;
+/// How much longer than others a task may take to stop that is able to run.
+const CPU_LIMIT: Duration = Duration::from_secs(20);
 /// How often a task that does not stop is asked whether it has ended, in naps.
 const LOOK_EVERY: u32 = 64;
 /// How long a task that is to be let go may take to stop.
@@ -100,7 +102,9 @@ pub fn wait_for_stop(tid: i32, deadline: Instant) -> Result<Option<Option<u8>>, 
         let stop = loop {
             match ptrace::wait(tid, false) {
                 Ok(Some(stop)) => break stop,
-                Ok(None) if Instant::now() > deadline => return Err(wont_stop(tid)),
+                Ok(None) if Instant::now() > deadline && !may_stop_yet(tid, deadline) => {
+                    return Err(wont_stop(tid));
+                }
                 Ok(None) => {
                     looks = looks.wrapping_add(1);
                     if looks % LOOK_EVERY == 0 && is_zombie(tid) && list(tid).is_ok_and(|tids| tids.len() > 1)
@@ -170,12 +174,30 @@ pub fn await_ends(tids: &BTreeSet<i32>) {
     }
 }
 
+/// Whether a task that has not stopped in time is worth more of it: one that can run only waits for a CPU, where
+/// many want one. It is asked once more, which does nothing to one that has heard.
+fn may_stop_yet(tid: i32, deadline: Instant) -> bool {
+    let waits = crate::proc::status::Stat::read(tid).is_ok_and(|stat| stat.field(3) == Some("D"));
+    let may = !waits && Instant::now() < deadline + CPU_LIMIT;
+    if may {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    may && ptrace::interrupt(tid).is_ok()
+}
+
 fn wont_stop(tid: i32) -> TraceeError {
-    let wchan = match crate::inventory::tree::is_in_vfork(tid) {
+    let doing = match crate::inventory::tree::is_in_vfork(tid) {
         true => "in vfork(2), until its child runs another program or ends".into(),
-        false => fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default(),
+        false => {
+            let place = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+            let state = crate::proc::status::Stat::read(tid);
+            match state.as_ref().ok().and_then(|stat| stat.field(3)) {
+                Some("D") => format!("in an uninterruptible wait ({place})"),
+                state => format!("in state {} ({place})", state.unwrap_or("?")),
+            }
+        }
     };
-    TraceeError::WontStop { tid, millis: super::STOP_LIMIT.as_millis() as u64, wchan }
+    TraceeError::WontStop { tid, millis: super::STOP_LIMIT.as_millis() as u64, doing }
 }
 
 pub fn read_thread(mem: &File, tid: i32) -> Result<ThreadState, TraceeError> {

@@ -65,8 +65,11 @@ wanted = {"never": None, "stopped": (5, 19), "told of": None, "gone on": (6, 18)
 stopped = {"stopped", "told of", "by TTIN", "by TTIN, told"}
 for name in names:
     check(f"{name} before", untold(pids[name]), wanted[name])
-chld.clear()
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+# A child stands before its parent is told (do_signal_stop, kernel/signal.c).
+while signal.sigtimedwait([signal.SIGCHLD], 0.5):
+    pass
+chld.clear()
 open("ready", "w").close()
 for turn in [1, 2]:
     wait_for(f"look{turn}")

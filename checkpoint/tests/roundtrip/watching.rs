@@ -204,7 +204,8 @@ libc.dup3(alive, 900, 0o2000000)
 # Its sister waits for it by the same description, and one of its own.
 def sister():
     mine = os.pidfd_open(os.getppid())
-    wait_for("go")
+    # Its flags are those of both: not before they have been looked at.
+    wait_for("looked")
     os.set_blocking(alive, True)
     select.select([alive], [], [], 30)
     os._exit(3 if not state(mine) and state(alive) else 2)
@@ -215,8 +216,8 @@ def look():
     return [(info(fd, "NSpid:"), info(fd, "flags:")) for fd in (own, thread, zombie, past, alive, 900)]
 before = look()
 pause()
-os.set_blocking(alive, False)
 check("pidfds", look(), before)
+open("looked", "w").close()
 check("states", [state(fd) for fd in (own, zombie, past, alive)], [False, True, True, False])
 check("wait by pidfd", os.waitid(os.P_PIDFD, zombie, os.WEXITED).si_status, 4)
 try:
