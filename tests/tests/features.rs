@@ -24,6 +24,8 @@ use Cell::{Instead, Refused, Same, Yes};
 const VICTIMS: &str = "checkpoint/tests/roundtrip/victims.rs";
 const SHARED_MEMORY: &str = "checkpoint/tests/roundtrip/shared_memory.rs";
 const HUGE_PAGES: &str = "checkpoint/tests/roundtrip/huge_pages.rs";
+const AIO: &str = "checkpoint/tests/roundtrip/aio.rs";
+const DUMPED_AIO: &str = "checkpoint/src/dump/aio.rs";
 const VDSO: &str = "checkpoint/tests/roundtrip/vdso.rs";
 const CLOCKS: &str = "checkpoint/tests/roundtrip/clocks.rs";
 const WAITS: &str = "checkpoint/tests/roundtrip/waits.rs";
@@ -196,10 +198,16 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "",
     ),
     (
-        "AIO contexts",
+        "asynchronous I/O contexts (io_setup), with events that nobody has taken",
+        Yes(AIO, "contexts"),
         Refused(MAPPINGS, "an asynchronous I/O context"),
+        "made for as many events as before; what counts against fs.aio-max-nr is the least number of requests for that",
+    ),
+    (
+        "asynchronous I/O requests in flight",
+        Refused(DUMPED_AIO, "an asynchronous I/O context with requests in flight"),
         Refused(MAPPINGS, "an asynchronous I/O context"),
-        "",
+        "what ends within 200 ms is waited for (`direct_requests_under_way`)",
     ),
     ("io_uring", Refused(MAPPINGS, "a kernel object"), Refused(MAPPINGS, "a kernel object"), ""),
     ("threads, their names and TIDs", Yes(VICTIMS, "threads"), Yes(PROGRAMS, "java"), ""),
