@@ -514,7 +514,9 @@ pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
         return Ok(Recovered::Parked);
     }
     tracee.adopt_journal(&journal);
+    let put_back = aio::put_back(&mut tracee);
     tracee.thaw()?;
+    put_back?;
     Ok(Recovered::Thawed)
 }
 

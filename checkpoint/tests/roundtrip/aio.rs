@@ -1,10 +1,12 @@
 //! Asynchronous I/O contexts (io_setup(2)): with the events that nobody has taken, and only if nothing is in flight.
 
-use super::harness::{Case, Running, can_run, descendants, exists, run, victim};
+use super::harness::{Case, Running, can_run, descendants, exists, migckpt, run, victim};
 use super::victims::{survives_saved, survives_times};
 use checkpoint::image::{Backing, ContextImage, ProcessImage, Vma};
 use checkpoint::inventory::{Rules, inspect};
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 fn started(case: &Case, name: &str) -> Running {
@@ -95,6 +97,53 @@ fn requests_in_flight() {
     fs::write(case.path("go"), b"").expect("lets it go on");
     case.await_file("idle");
     assert_eq!(left_running(&case, running.pid(), &[]), Ok(()));
+    fs::write(case.path("end"), b"").expect("lets it end");
+    ends_well(&case, running, "aio-in-flight");
+}
+
+/// `struct aio_ring` without its events, of the first ring that a process has.
+fn ends(pid: i32) -> [u8; 16] {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let line = maps.lines().find(|line| line.contains("/[aio]")).expect("a ring");
+    let start = u64::from_str_radix(line.split_once('-').expect("a range").0, 16).expect("an address");
+    let mut bytes = [0; 16];
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("its memory");
+    memory.read_exact_at(&mut bytes, start).expect("the ring");
+    bytes
+}
+
+/// While requests in flight are waited for, the ring is full of others.
+#[test]
+fn whoever_looks_at_contexts_is_killed() {
+    if !can_run("whoever_looks_at_contexts_is_killed") {
+        return;
+    }
+    let case = Case::new();
+    let running = started(&case, "aio-in-flight");
+    let pid = running.pid();
+    let state = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let line = |key: &str| status.lines().find(|line| line.starts_with(key)).map(str::to_string);
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("its files").count();
+        let mapped = fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+        (ends(pid), line("Cpus_allowed:"), open, mapped)
+    };
+    let before = state();
+    for _ in 0..5 {
+        let mut dump = migckpt();
+        dump.args(["dump", &pid.to_string(), "--to"]).arg(case.path("img")).stderr(Stdio::null());
+        let mut dump = dump.spawn().expect("runs");
+        while ends(pid) == before.0 {
+            assert_eq!(dump.try_wait().expect("waits"), None, "it has not moved the ring");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        dump.kill().expect("killed");
+        dump.wait().expect("waits");
+        assert_ne!(ends(pid), before.0);
+        let done = run(&["recover", &pid.to_string()]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(state(), before);
+    }
     fs::write(case.path("end"), b"").expect("lets it end");
     ends_well(&case, running, "aio-in-flight");
 }
