@@ -336,6 +336,23 @@ pub fn busy(meeting: &Meeting) {
     context.destroy();
 }
 
+/// A request that its thread waits for in io_submit(2).
+pub fn submitting(meeting: &Meeting) {
+    let (context, slow) = (Context::new(10), eventfd());
+    let writer = slow.try_clone().expect("a copy");
+    let waiting = std::thread::spawn(move || {
+        let mut number = 0u64;
+        let (fd, buffer) = (slow.as_raw_fd(), (&raw mut number) as u64);
+        context.submit(&Request { data: 3, opcode: PREAD, fd, buffer, length: 8, ..Request::default() });
+        (context.take_one().result, number)
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    meeting.pause();
+    add_one(&writer);
+    same("what was read", waiting.join().expect("it returns"), (8, 1));
+    context.destroy();
+}
+
 /// A child has the mapping of its parent's context, and not the context.
 pub fn family(meeting: &Meeting) {
     let null = File::open("/dev/null").expect("/dev/null");

@@ -95,6 +95,7 @@ fn main() {
         "aio" => aio::run(&meeting),
         "aio-busy" => aio::busy(&meeting),
         "aio-family" => aio::family(&meeting),
+        "aio-submitting" => aio::submitting(&meeting),
         "aio-in-flight" => aio::in_flight(&meeting),
         "pkeys" => pkeys::run(&meeting, false),
         "pkeys-family" => pkeys::run(&meeting, true),

@@ -101,6 +101,19 @@ fn requests_in_flight() {
     ends_well(&case, running, "aio-in-flight");
 }
 
+/// It would end with EINTR, and is not stopped.
+#[test]
+fn a_request_that_is_being_submitted() {
+    if !can_run("a_request_that_is_being_submitted") {
+        return;
+    }
+    let case = Case::new();
+    let running = started(&case, "aio-submitting");
+    let said = left_running(&case, running.pid(), &[]).expect_err("a thread waits");
+    assert!(said.contains("waits in io_submit(2)") && said.contains("it was not stopped"), "{said}");
+    ends_well(&case, running, "aio-submitting");
+}
+
 /// `struct aio_ring` without its events, of the first ring that a process has.
 fn ends(pid: i32) -> [u8; 16] {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
