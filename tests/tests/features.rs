@@ -24,6 +24,9 @@ use Cell::{Instead, Refused, Same, Yes};
 const VICTIMS: &str = "checkpoint/tests/roundtrip/victims.rs";
 const SHARED_MEMORY: &str = "checkpoint/tests/roundtrip/shared_memory.rs";
 const HUGE_PAGES: &str = "checkpoint/tests/roundtrip/huge_pages.rs";
+const AIO: &str = "checkpoint/tests/roundtrip/aio.rs";
+const DUMPED_AIO: &str = "checkpoint/src/dump/aio.rs";
+const IN_SUBMISSION: &str = "checkpoint/src/inventory/aio.rs";
 const VDSO: &str = "checkpoint/tests/roundtrip/vdso.rs";
 const CLOCKS: &str = "checkpoint/tests/roundtrip/clocks.rs";
 const WAITS: &str = "checkpoint/tests/roundtrip/waits.rs";
@@ -215,8 +218,20 @@ const FEATURES: &[(&str, Cell, Cell, &str)] = &[
         "",
     ),
     (
-        "AIO contexts",
+        "asynchronous I/O contexts (io_setup), with events that nobody has taken",
+        Yes(AIO, "contexts"),
         Refused(MAPPINGS, "an asynchronous I/O context"),
+        "made for as many events as before; what counts against fs.aio-max-nr is the least number of requests for that",
+    ),
+    (
+        "asynchronous I/O requests in flight",
+        Refused(DUMPED_AIO, "an asynchronous I/O context with requests in flight"),
+        Refused(MAPPINGS, "an asynchronous I/O context"),
+        "what ends within 200 ms is waited for (`direct_requests_under_way`)",
+    ),
+    (
+        "a thread that io_submit lets wait (a pipe or an eventfd that is read)",
+        Refused(IN_SUBMISSION, "waits in io_submit(2): a stop would end its request with EINTR"),
         Refused(MAPPINGS, "an asynchronous I/O context"),
         "",
     ),

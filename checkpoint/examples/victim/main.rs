@@ -7,6 +7,7 @@
 //!
 //! It uses the C library directly: what is under test is what the kernel does for it.
 
+mod aio;
 mod calls;
 mod clocks;
 mod deadlines;
@@ -94,6 +95,11 @@ fn main() {
         "huge-family" => huge_pages::family(&meeting),
         "huge-unreserved" => huge_pages::unreserved(&meeting),
         "huge-gigabyte" => huge_pages::gigabyte(&meeting),
+        "aio" => aio::run(&meeting),
+        "aio-busy" => aio::busy(&meeting),
+        "aio-family" => aio::family(&meeting),
+        "aio-submitting" => aio::submitting(&meeting),
+        "aio-in-flight" => aio::in_flight(&meeting),
         "pkeys" => pkeys::run(&meeting, false),
         "pkeys-family" => pkeys::run(&meeting, true),
         "stacks" => stacks::run(&meeting),

@@ -220,6 +220,7 @@ impl MappingView {
             Backing::Vdso => ("[vdso]".into(), 0),
             Backing::Vvar => ("[vvar]".into(), 0),
             Backing::Vsyscall => ("[vsyscall]".into(), 0),
+            Backing::Aio { .. } => ("[aio]".into(), 0),
         };
         MappingView {
             start: format!("{:x}", vma.start),

@@ -2,9 +2,9 @@
 //! the process by its leader, those of each thread by the thread.
 
 use super::waits::Waits;
-use super::{DumpError, membarrier, traits};
+use super::{DumpError, aio, membarrier, traits};
 use crate::image::traits::{PolicyImage, ProcessTraits, ThreadTraits};
-use crate::image::{Backing, MAX_VDSO, Vma};
+use crate::image::{Backing, ContextImage, MAX_VDSO, Vma};
 use crate::inventory::timers::readable;
 use crate::proc::status::Status;
 use crate::restore::pkeys;
@@ -186,6 +186,11 @@ impl<'a> Inside<'a> {
 
     pub fn original(&self, i: usize) -> &ThreadState {
         self.tracee.original(i)
+    }
+
+    /// Its asynchronous I/O contexts.
+    pub fn contexts(&mut self, vmas: &[Vma]) -> Result<Vec<ContextImage>, DumpError> {
+        aio::read(self.tracee, vmas)
     }
 
     /// What is in the vDSO among its mappings; empty: it has none.

@@ -3,6 +3,7 @@
 //! What `/proc` and ptrace tell is read from outside; what only the process itself can ask is read by
 //! system calls run inside it. Nothing of it changes but the stub, which the freeze's end removes.
 
+mod aio;
 mod huge;
 mod inside;
 mod loader;
@@ -129,7 +130,8 @@ fn read_state_of(
     let (lost, stopped_by) = (inside.lost_leader(), inside.group_stop());
     let misc = read_misc(&inside, &told)?;
     let of_system = told.traits.clone();
-    let mm = read_mm(&inside, &stat, vmas, told)?;
+    let contexts = inside.contexts(&vmas)?;
+    let mm = MmImage { contexts, ..read_mm(&inside, &stat, vmas, told)? };
     let mut timers = timers::read(&mut inside)?;
     // After the timers: what goes off meanwhile must not be lost.
     let pending = pending(pid, true)?;
@@ -340,6 +342,7 @@ fn read_mm(inside: &Inside<'_>, stat: &Stat, vmas: Vec<Vma>, told: Told) -> Resu
         vdso,
         thp_disable: inside.process.thp_disable > 0,
         pkeys: inside.process.pkeys,
+        contexts: Vec::new(),
     })
 }
 

@@ -120,9 +120,12 @@ fn regions(pid: i32, scanner: &mut Scanner, given: &mut Given, vma: &Vma) -> Res
                 source,
             })
         }
-        Backing::File(_) | Backing::Object { .. } | Backing::Vdso | Backing::Vvar | Backing::Vsyscall => {
-            Ok(Vec::new())
-        }
+        Backing::File(_)
+        | Backing::Object { .. }
+        | Backing::Vdso
+        | Backing::Vvar
+        | Backing::Vsyscall
+        | Backing::Aio { .. } => Ok(Vec::new()),
     }
 }
 

@@ -6,7 +6,7 @@
 use super::pipes::read_pipe;
 use super::sockets::{self, Connections, InFlight};
 use super::{DumpError, Run, Waits, for_each_run, for_each_run_of_child, read_states_of};
-use super::{reports, terminals, write_back};
+use super::{aio, reports, terminals, write_back};
 use crate::image::reports::ReportImage;
 use crate::image::shares::SharesImage;
 use crate::image::{FileKind, FilesImage, MAX_PROCESSES, ProcessImage, ZombieImage};
@@ -406,6 +406,7 @@ pub fn blockers(images: &[ProcessImage]) -> Vec<Blocker> {
     relations::blockers(&relations::of_images(images), &tree::in_use, &mut blockers);
     shares::in_image(images, &mut blockers);
     owners::not_in_image(images, &mut blockers);
+    aio::blockers(images, &mut blockers);
     blockers
 }
 

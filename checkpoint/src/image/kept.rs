@@ -1,7 +1,8 @@
 //! What of its parent's memory a child can keep: where a dump looks for pages that both share, and
 //! where a restore starts from the parent's pages.
 //!
-//! Only private memory counts. What is shared is made by its file or its object anyway.
+//! Only private memory counts. What is shared is made by its file or its object anyway; but for the ring of an
+//! asynchronous I/O context, which has no name: only fork gives a child the mapping of its parent's.
 
 use super::{Backing, MmImage, Vma, VmaFlags};
 
@@ -49,7 +50,12 @@ fn alike(theirs: &Vma, mine: &Vma) -> bool {
     let flags = theirs.flags & FROM_THE_START == mine.flags & FROM_THE_START
         && theirs.page_shift == mine.page_shift
         && !(theirs.flags | mine.flags).intersects(NEVER);
-    private && flags && same_backing(theirs, mine)
+    (private || is_same_ring(theirs, mine)) && flags && same_backing(theirs, mine)
+}
+
+fn is_same_ring(theirs: &Vma, mine: &Vma) -> bool {
+    let is_ring = matches!(mine.backing, Backing::Aio { .. });
+    is_ring && theirs.shared && mine.shared && (theirs.start, theirs.end) == (mine.start, mine.end)
 }
 
 fn same_backing(theirs: &Vma, mine: &Vma) -> bool {
@@ -60,6 +66,7 @@ fn same_backing(theirs: &Vma, mine: &Vma) -> bool {
             (&a.path, a.deleted, a.dev, a.ino) == (&b.path, b.deleted, b.dev, b.ino)
                 && place(theirs, a.offset) == place(mine, b.offset)
         }
+        (Backing::Aio { id: theirs }, Backing::Aio { id: mine }) => theirs == mine,
         _ => false,
     }
 }

@@ -26,6 +26,22 @@ pub struct MmImage {
     pub vdso: Vec<u8>,
     /// The protection keys that it has allocated, one bit each; 0: the kernel knows none.
     pub pkeys: u16,
+    /// Its asynchronous I/O contexts, in rising order of their rings.
+    pub contexts: Vec<ContextImage>,
+}
+
+/// An asynchronous I/O context (io_setup(2)). How many events its ring has room for the mapping tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextImage {
+    /// Its id, which is the address of its ring.
+    pub start: u64,
+    /// The place of the oldest event in the ring.
+    pub head: u32,
+    /// The events that nobody has taken, oldest first: `struct io_event`, 32 bytes each.
+    #[serde(with = "serde_bytes")]
+    pub events: Vec<u8>,
+    /// Requests that were in flight, at most: such an image is of no use.
+    pub in_flight: u32,
 }
 
 /// Bound on the length of a vDSO, bytes; they have two pages or three.
@@ -149,6 +165,12 @@ pub enum Backing {
     Vvar,
     /// `[vsyscall]`: the same on every x86-64 kernel; never touched.
     Vsyscall,
+    /// The ring of an asynchronous I/O context (io_setup(2)), whole: of the process' own if [`MmImage::contexts`]
+    /// has it, else of its parent's, from which fork has left it the mapping alone.
+    Aio {
+        /// Inode number of the kernel's internal file.
+        id: u64,
+    },
 }
 
 /// The file behind a mapping.

@@ -22,7 +22,9 @@ pub mod traits;
 pub use files::{
     EpollTarget, FdImage, FileKind, FilesImage, LockImage, LockKind, OpenFile, PipeImage, WatchImage,
 };
-pub use memory::{Backing, HUGE_PAGE_SHIFTS, MAX_VDSO, MappedFile, MmImage, PAGE_SHIFT, Vma, VmaFlags};
+pub use memory::{
+    Backing, ContextImage, HUGE_PAGE_SHIFTS, MAX_VDSO, MappedFile, MmImage, PAGE_SHIFT, Vma, VmaFlags,
+};
 
 /// Bound on the processes of one image, and on the ended children of one of them.
 pub const MAX_PROCESSES: usize = 4096;

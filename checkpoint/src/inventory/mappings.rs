@@ -41,9 +41,19 @@ fn of_text(pid: i32, text: &[u8]) -> io::Result<Vec<Vma>> {
                 file.path = path.to_vec();
             }
             file.deleted = gone;
+            if let Some(ring) = ring(file) {
+                vma.backing = ring;
+            }
         }
     }
     Ok(vmas)
+}
+
+/// The ring of an asynchronous I/O context, from its beginning: the kernel's own file system of them, which nobody can
+/// mount, has no device (aio_init_fs_context in fs/aio.c).
+fn ring(file: &MappedFile) -> Option<Backing> {
+    let is_one = file.deleted && file.path == b"/[aio]" && libc::major(file.dev) == 0 && file.offset == 0;
+    is_one.then_some(Backing::Aio { id: file.ino })
 }
 
 /// Whether `path`, as `/proc` tells it, is the file with this inode number.
@@ -68,6 +78,7 @@ pub fn blockers(vmas: &[Vma], rules: Rules, blockers: &mut Vec<Blocker>) {
         let Some(why) = why_not(vma, rules) else { continue };
         let name = match &vma.backing {
             Backing::File(file) => String::from_utf8_lossy(&file.path).into_owned(),
+            Backing::Aio { .. } => "/[aio]".into(),
             _ => "memory".into(),
         };
         let what = format!("mapping {:x}-{:x} of {name}: {why}", vma.start, vma.end);
@@ -95,6 +106,11 @@ fn why_not(vma: &Vma, rules: Rules) -> Option<&'static str> {
     }
     match &vma.backing {
         Backing::File(file) => why_not_file(file, rules),
+        // What it reads and writes is at home.
+        Backing::Aio { .. } if rules == Rules::Homed => Some("an asynchronous I/O context"),
+        Backing::Aio { .. } if vma.prot & libc::PROT_WRITE as u32 == 0 => {
+            Some("an asynchronous I/O context whose ring it must not write to")
+        }
         _ => None,
     }
 }
@@ -125,7 +141,8 @@ fn why_not_file(file: &MappedFile, rules: Rules) -> Option<&'static str> {
     } else if file.deleted && is(b"/memfd:") {
         None
     } else if file.deleted && is(b"/[aio]") {
-        Some("an asynchronous I/O context")
+        // A ring whole is none of these.
+        Some("a part of the ring of an asynchronous I/O context")
     } else if file.deleted && is(b"/secretmem") {
         Some("secret memory (memfd_secret)")
     } else if !is(b"/") || file.deleted && is(b"/dmabuf:") {

@@ -3,6 +3,7 @@
 //! The same rules judge a live process ([`inspect`]) and an image just read ([`image_blockers`]), so
 //! that what appears between the two is still refused by name.
 
+mod aio;
 pub mod cpu;
 pub mod family;
 pub mod files;
@@ -238,6 +239,7 @@ fn inspect_one(pid: i32, rules: Rules, family: &Family, whole: bool) -> Result<I
         mapped_files::blockers(face, family, &vmas, &mut blockers);
     }
     if rules == Rules::Standalone {
+        aio::blockers(face, &vmas, &mut blockers);
         locks::of_others(face, family, &files, &mut blockers);
         owners::outside(family, &files, &mut blockers);
         working_directory(proc::link(face, "cwd").ok().as_deref(), face, &mut blockers);

@@ -81,6 +81,9 @@ fn present(tracee: &Tracee, image: &ProcessImage, kept: &[Kept]) -> Result<BTree
     let mut stale = BTreeMap::new();
     for part in kept {
         let at = image.mm.vmas.partition_point(|vma| vma.end <= part.start);
+        if image.mm.vmas.get(at).is_some_and(|vma| matches!(vma.backing, Backing::Aio { .. })) {
+            continue;
+        }
         let of_file = image.mm.vmas.get(at).is_some_and(|vma| matches!(vma.backing, Backing::File(_)));
         let found = scanner
             .occupied(part.start, part.end, of_file)

@@ -6,7 +6,7 @@
 
 use super::objects::Source;
 use super::pkeys::Keys;
-use super::{FileSource, RestoreError, huge};
+use super::{FileSource, RestoreError, aio, huge};
 use crate::image::objects::ObjectKey;
 use crate::image::{Backing, MappedFile, ProcessImage, Vma, VmaFlags};
 use crate::sys::process_vm;
@@ -40,11 +40,12 @@ pub fn map_all(
     let mut open = OpenFiles::new();
     let mut objects: BTreeMap<ObjectKey, i32> = BTreeMap::new();
     let mut shared: BTreeMap<u64, Vec<&Vma>> = BTreeMap::new();
+    let mut rings: Vec<&Vma> = Vec::new();
     let mut plan = Plan::default();
     for (at, vma) in vmas.iter().enumerate() {
         // What its protection alone would give another key is protected when it is there.
         let late = huge::is_protected_late(vma);
-        let later = !late && keys.come_later(vma) && !matches!(vma.backing, Backing::SharedAnon { .. });
+        let later = !late && keys.come_later(vma) && !is_placed_late(vma);
         let prot = match (late, later) {
             (true, _) => (libc::PROT_READ | libc::PROT_WRITE) as u32,
             (_, true) => 0,
@@ -60,6 +61,10 @@ pub fn map_all(
                 // Its place is taken now; the memory itself comes when all places are taken.
                 plan.map(vma, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, None);
                 shared.entry(*id).or_default().push(vma);
+            }
+            Backing::Aio { .. } => {
+                plan.map(vma, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, None);
+                rings.push(vma);
             }
             Backing::File(file) => {
                 let key = key_of(file, vma);
@@ -94,8 +99,7 @@ pub fn map_all(
             plan.push(vma, keys.protect(vma));
         }
         // Where the mapping itself comes later, so does this.
-        let there = !matches!(vma.backing, Backing::SharedAnon { .. });
-        if there && vma.flags.contains(VmaFlags::HUGEPAGE) {
+        if !is_placed_late(vma) && vma.flags.contains(VmaFlags::HUGEPAGE) {
             plan.push(vma, advise(vma, libc::MADV_HUGEPAGE));
         }
     }
@@ -104,7 +108,13 @@ pub fn map_all(
     for group in shared.values() {
         map_shared(tracee, group)?;
     }
+    rings.into_iter().try_for_each(|vma| aio::make(tracee, &image.mm, vma))?;
     Ok(Contents { vmas: image.mm.vmas.clone(), guards: image.mm.guards.clone(), keys })
+}
+
+/// Whether its place is taken first, and it comes when all places are taken; it is protected at the end.
+fn is_placed_late(vma: &Vma) -> bool {
+    matches!(vma.backing, Backing::SharedAnon { .. } | Backing::Aio { .. })
 }
 
 /// Numbers, inside, by path and whether it can be written.
@@ -303,7 +313,7 @@ impl Contents {
                 continue;
             }
             let length = vma.end - vma.start;
-            if matches!(vma.backing, Backing::SharedAnon { .. }) {
+            if is_placed_late(vma) {
                 plan.push(vma, self.keys.protect(vma));
                 if vma.flags.contains(VmaFlags::HUGEPAGE) {
                     plan.push(vma, advise(vma, libc::MADV_HUGEPAGE));

@@ -5,6 +5,7 @@
 //! descriptors and all its threads), the pages, and a way to open mapped files; everything else is
 //! here. When [`Rebuild::finish`] returns, the task stands ready; [`Tracee::release`] lets it run.
 
+mod aio;
 mod births;
 pub mod clocks;
 mod cow;
@@ -191,6 +192,8 @@ pub struct RebuildOptions {
     pub place: bool,
     /// It may have explicit huge pages (hugetlb).
     pub huge_pages: bool,
+    /// It may have asynchronous I/O contexts.
+    pub contexts: bool,
     /// Ask again for the signal at the parent's death (to a parent that is another one now).
     pub pdeathsig: bool,
 }
@@ -222,6 +225,7 @@ impl RebuildOptions {
             clocks: true,
             place: true,
             huge_pages: true,
+            contexts: true,
             pdeathsig: true,
         }
     }
@@ -237,6 +241,7 @@ impl RebuildOptions {
             epolls: true,
             place: false,
             huge_pages: false,
+            contexts: false,
             pdeathsig: false,
             ..Self::standalone()
         }
@@ -260,6 +265,7 @@ impl RebuildOptions {
             clocks: true,
             place: false,
             huge_pages: false,
+            contexts: false,
             pdeathsig: false,
         }
     }
@@ -307,7 +313,7 @@ impl<'a> Rebuild<'a> {
     ) -> Result<Rebuild<'a>, RestoreError> {
         check(image)?;
         check_cpu(image, tracee, options)?;
-        check_huge_pages(image, options)?;
+        check_node_affairs(image, options)?;
         threads::unregister_rseq(tracee)?;
         layout::empty(tracee)?;
         if options.place_vdso {
@@ -330,7 +336,7 @@ impl<'a> Rebuild<'a> {
     ) -> Result<Rebuild<'a>, RestoreError> {
         check(image)?;
         check_cpu(image, tracee, options)?;
-        check_huge_pages(image, options)?;
+        check_node_affairs(image, options)?;
         threads::unregister_rseq(tracee)?;
         let kept = cow::empty(tracee, image, &parent.mm)?;
         if options.place_vdso {
@@ -351,7 +357,7 @@ impl<'a> Rebuild<'a> {
     ) -> Result<Rebuild<'a>, RestoreError> {
         check(image)?;
         check_cpu(image, tracee, options)?;
-        check_huge_pages(image, options)?;
+        check_node_affairs(image, options)?;
         let contents = Contents::default();
         let filled = Filled { contents, inherited: None, parent: None, queue_after: Vec::new() };
         Ok(Rebuild { tracee, image, options, filled })
@@ -543,10 +549,14 @@ fn check_cpu(image: &ProcessImage, tracee: &Tracee, options: RebuildOptions) -> 
     fits.map_err(RestoreError::Unfit)
 }
 
-/// Where huge pages are the node's own affair.
-fn check_huge_pages(image: &ProcessImage, options: RebuildOptions) -> Result<(), RestoreError> {
+/// Where huge pages are the node's own affair, and files are elsewhere.
+fn check_node_affairs(image: &ProcessImage, options: RebuildOptions) -> Result<(), RestoreError> {
     if !options.huge_pages && image.mm.vmas.iter().any(Vma::is_huge) {
         return Err(RestoreError::Unfit("it has explicit huge pages (hugetlb)".into()));
+    }
+    let is_ring = |vma: &Vma| matches!(vma.backing, Backing::Aio { .. });
+    if !options.contexts && image.mm.vmas.iter().any(is_ring) {
+        return Err(RestoreError::Unfit("it has an asynchronous I/O context".into()));
     }
     Ok(())
 }
@@ -594,6 +604,7 @@ fn check(image: &ProcessImage) -> Result<(), RestoreError> {
         return unfit("not one action a signal");
     }
     image.mm.vmas.iter().try_for_each(huge::check)?;
+    aio::check(&image.mm)?;
     let ordered = image.mm.vmas.windows(2).all(|pair| pair[0].end <= pair[1].start);
     if !ordered || image.mm.vmas.iter().any(|vma| vma.start >= vma.end || vma.start % 4096 != 0) {
         return unfit("mappings that overlap");

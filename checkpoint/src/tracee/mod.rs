@@ -15,6 +15,7 @@
 //! Never `PTRACE_O_EXITKILL`, as our death must not be the user's, but for one that is being made
 //! ([`Tracee::end_with_tracer`]): half of a program must not be left.
 
+pub mod aio;
 mod batch;
 mod error;
 mod inject;
@@ -513,7 +514,9 @@ pub fn recover(pid: i32) -> Result<Recovered, TraceeError> {
         return Ok(Recovered::Parked);
     }
     tracee.adopt_journal(&journal);
+    let put_back = aio::put_back(&mut tracee);
     tracee.thaw()?;
+    put_back?;
     Ok(Recovered::Thawed)
 }
 

@@ -63,7 +63,8 @@ while True: time.sleep(100)
 "#;
 
 /// Cases of the victim that have what a program in Python cannot have.
-const CASES: [&str; 8] = ["timers", "clocks", "shares", "apart", "traits", "files", "signals", "filters"];
+const CASES: [&str; 10] =
+    ["timers", "clocks", "shares", "apart", "traits", "files", "signals", "filters", "aio", "aio-family"];
 
 /// The same, which need huge pages.
 const HUGE_CASES: [&str; 2] = ["huge-pages", "huge-family"];

@@ -1,6 +1,7 @@
 //! Saved by `migckpt dump`, brought back by `migckpt restore`: the victims (examples/victim) check
 //! themselves, real programs are compared with an undisturbed run, and what fails leaves nothing.
 
+mod aio;
 mod clocks;
 mod harness;
 mod hostile;

@@ -26,6 +26,7 @@ fn image() -> ProcessImage {
                 pkey: 0,
                 page_shift: PAGE_SHIFT,
             }],
+            contexts: vec![ContextImage { start: 0x1000, head: 3, events: vec![7; 64], in_flight: 0 }],
             layout: [1; 11],
             auxv: vec![1, 2],
             exe: b"/bin/true".to_vec(),
