@@ -88,7 +88,8 @@ fn go_on(name: &str, machines: &[Offsets]) {
         };
         let after = await_more(&case, before.len());
         let took = begun.elapsed();
-        let (first, uptime_then) = after[before.len()];
+        // The one before was perhaps read before it was saved, and written now.
+        let (first, uptime_then) = after[before.len() + 1];
         for (n, was) in [(0, saved.0), (1, saved.1)] {
             let jump = first[n].checked_sub(was).expect("it does not go back");
             // The restore itself, and not what was before it.
