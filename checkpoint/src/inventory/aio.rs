@@ -13,7 +13,7 @@ pub fn blockers(pid: i32, vmas: &[Vma], blockers: &mut Vec<Blocker>) {
     for tid in proc::tids(pid).unwrap_or_default() {
         if waits_in_submission(pid, tid) {
             let what = format!("thread {tid} waits in io_submit(2): a stop would end its request with EINTR");
-            blockers.push(Blocker { kind: "thread", what });
+            blockers.push(Blocker { kind: "kernel", what });
         }
     }
 }

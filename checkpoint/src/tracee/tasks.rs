@@ -97,13 +97,14 @@ fn stop_again(tid: i32) -> Result<(), TraceeError> {
 /// Waits until an interrupted task has stopped. `Ok(None)`: it has ended. `Some(signal)`: it is in a
 /// group stop by that signal.
 pub fn wait_for_stop(tid: i32, deadline: Instant) -> Result<Option<Option<u8>>, TraceeError> {
+    let began = Instant::now();
     let (mut naps, mut looks) = (Naps::default(), 0u32);
     for _ in 0..MAX_STOPS {
         let stop = loop {
             match ptrace::wait(tid, false) {
                 Ok(Some(stop)) => break stop,
                 Ok(None) if Instant::now() > deadline && !may_stop_yet(tid, deadline) => {
-                    return Err(wont_stop(tid));
+                    return Err(wont_stop(tid, began.elapsed()));
                 }
                 Ok(None) => {
                     looks = looks.wrapping_add(1);
@@ -127,7 +128,7 @@ pub fn wait_for_stop(tid: i32, deadline: Instant) -> Result<Option<Option<u8>>, 
             Stop::Syscall | Stop::Clone => resume(tid, 0)?,
         }
     }
-    Err(wont_stop(tid))
+    Err(wont_stop(tid, began.elapsed()))
 }
 
 /// Lets it run on to its event stop. Any stop takes the place of the one that was asked for (ptrace_stop()
@@ -185,7 +186,8 @@ fn may_stop_yet(tid: i32, deadline: Instant) -> bool {
     may && ptrace::interrupt(tid).is_ok()
 }
 
-fn wont_stop(tid: i32) -> TraceeError {
+/// `waited`: for how long it was waited for.
+fn wont_stop(tid: i32, waited: Duration) -> TraceeError {
     let doing = match crate::inventory::tree::is_in_vfork(tid) {
         true => "in vfork(2), until its child runs another program or ends".into(),
         false => {
@@ -197,7 +199,7 @@ fn wont_stop(tid: i32) -> TraceeError {
             }
         }
     };
-    TraceeError::WontStop { tid, millis: super::STOP_LIMIT.as_millis() as u64, doing }
+    TraceeError::WontStop { tid, millis: waited.as_millis() as u64, doing }
 }
 
 pub fn read_thread(mem: &File, tid: i32) -> Result<ThreadState, TraceeError> {
