@@ -2,6 +2,7 @@
 
 use crate::build::program;
 use serde_json::Value;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +17,30 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(240);
 #[derive(Debug)]
 pub struct Lab {
     name: String,
+    keeper: Option<Keeper>,
+}
+
+/// Takes a lab down when this program is killed: it ends with its standard input.
+#[derive(Debug)]
+struct Keeper(Child);
+
+impl Keeper {
+    fn of(lab: &str) -> Keeper {
+        let mut keeper = Command::new("sh");
+        // Not by the keys of a terminal.
+        keeper.process_group(0).args(["-c", r#"cat >/dev/null; exec "$1" down --name "$2""#, "sh"]);
+        keeper.arg(program("moslab")).arg(lab).env_remove("CARGO");
+        keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Keeper(keeper.spawn().expect("sh can be run"))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // The lab is down already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What a command in a node has done.
@@ -92,7 +117,8 @@ impl Lab {
     /// Brings up so many nodes, with more options of `moslab up`.
     #[track_caller]
     pub fn up_with(nodes: u32, options: &[&str]) -> Lab {
-        let lab = Lab { name: unique_name() };
+        let name = unique_name();
+        let lab = Lab { keeper: Some(Keeper::of(&name)), name };
         let mut up = moslab();
         up.args(["up", "--name", &lab.name, "-n", &nodes.to_string()]).args(options);
         Ran::of(&mut up).ok();
@@ -101,7 +127,7 @@ impl Lab {
 
     /// A lab that somebody else has brought up, or not at all.
     pub fn named(name: &str) -> Lab {
-        Lab { name: name.to_string() }
+        Lab { name: name.to_string(), keeper: None }
     }
 
     /// Its name.
@@ -203,6 +229,7 @@ impl Drop for Lab {
             }
         }
         let down = self.verb("down", &[]);
+        drop(self.keeper.take());
         if down.status != 0 && !std::thread::panicking() {
             panic!("the lab does not go: {}", down.stderr);
         }
