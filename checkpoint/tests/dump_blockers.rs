@@ -23,6 +23,10 @@ fn texts(pid: i32, rules: Rules) -> Vec<String> {
     found.blockers.into_iter().map(|blocker| format!("{}: {}", blocker.kind, blocker.what)).collect()
 }
 
+/// So many threads that it is not `/proc` that tells which of them are not like the others.
+const CROWD: &str = "import threading\n\
+                     for _ in range(80): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n";
+
 #[track_caller]
 fn only(found: &[String], wanted: &str) {
     assert!(found.len() == 1 && found[0].contains(wanted), "{found:?} is not {wanted}");
@@ -108,11 +112,10 @@ fn limits_without_room() {
 
 #[test]
 fn threads_that_have_unshared() {
-    for (flag, words) in
-        [(0x400, "has a descriptor table of its own"), (0x200, "has a working directory of its own")]
-    {
+    let both = [(0x400, "has a descriptor table of its own"), (0x200, "has a working directory of its own")];
+    for ((flag, words), crowd) in both.into_iter().flat_map(|one| [(one, ""), (one, CROWD)]) {
         let code = format!(
-            "import threading\nready = threading.Event()\n\
+            "{crowd}import threading\nready = threading.Event()\n\
              def work():\n  libc.unshare({flag}); ready.set(); time.sleep(60)\n\
              threading.Thread(target=work, daemon=True).start(); ready.wait()\n"
         );
@@ -139,9 +142,9 @@ fn threads_that_have_left_a_namespace() {
         (0x2000_0000, "pid"),
         (0x80, "time"),
     ];
-    for (flag, name) in all {
+    for ((flag, name), crowd) in all.into_iter().flat_map(|one| [(one, ""), (one, CROWD)]) {
         let code = format!(
-            "import threading\nready = threading.Event()\n\
+            "{crowd}import threading\nready = threading.Event()\n\
              def work():\n  assert libc.unshare({flag}) == 0; ready.set(); time.sleep(60)\n\
              threading.Thread(target=work, daemon=True).start(); assert ready.wait(9)\n"
         );
@@ -159,6 +162,29 @@ fn threads_that_have_left_a_namespace() {
         "its children will be in another pid namespace",
     );
     only(&refusals("libc.unshare(0x2000000)", Rules::Standalone), "it is in another cgroup namespace");
+}
+
+#[test]
+fn one_of_many_threads() {
+    assert_eq!(refusals(CROWD, Rules::Standalone), Vec::<String>::new());
+    assert_eq!(refusals(CROWD, Rules::Homed), Vec::<String>::new());
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let with = |act: &str| {
+        format!(
+            "{CROWD}ready = threading.Event()\n\
+             def work():\n  {act}; ready.set(); time.sleep(60)\n\
+             threading.Thread(target=work, daemon=True).start(); assert ready.wait(9)\n"
+        )
+    };
+    let user = with("assert libc.syscall(117, 99, 99, 0) == 0");
+    only(&refusals(&user, Rules::Homed), "has other credentials than the process (Uid)");
+    assert_eq!(refusals(&user, Rules::Standalone), Vec::<String>::new());
+    let rights = with("assert libc.prctl(38, 1, 0, 0, 0) == 0");
+    only(&refusals(&rights, Rules::Homed), "has other credentials than the process (NoNewPrivs)");
+    let child = with("import subprocess; global p; p = subprocess.Popen(['sleep', '60'])");
+    only(&refusals(&child, Rules::Homed), "it has child processes (");
 }
 
 #[test]

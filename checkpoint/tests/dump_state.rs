@@ -284,3 +284,76 @@ fn a_stop_during_the_freeze_is_kept() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("sends");
     victim.wait_for_state('S');
 }
+
+/// What one of many threads can have that the others have not; each does one of these, and the first ones of
+/// them nothing.
+const MIXED: &str = r#"
+import threading, ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [('sp', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]
+PRCTL, kept = 157, []
+def call(*args):
+    done = libc.syscall(*[ctypes.c_long(a) for a in args])
+    assert done >= 0, (args, ctypes.get_errno())
+def prctl(*args):
+    call(PRCTL, *args, *[0] * (5 - len(args)))
+def altstack(flags):
+    memory = ctypes.create_string_buffer(65536)
+    kept.append(memory)
+    stack = Stack(ctypes.addressof(memory), flags, 65536)
+    assert libc.sigaltstack(ctypes.byref(stack), None) == 0
+def capabilities():
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)(0x3f, 0x3f, 0, 0, 0, 0)
+    call(126, ctypes.addressof(header), ctypes.addressof(data))
+def policy():
+    nodes = ctypes.c_ulong(1)
+    call(238, 1, ctypes.addressof(nodes), 64)
+def name(n):
+    text = ctypes.create_string_buffer(b'named %d' % n)
+    prctl(15, ctypes.addressof(text))
+kinds = [
+    lambda n: prctl(29, 7777), lambda n: prctl(29, 1 << 40), name, lambda n: altstack(0),
+    lambda n: altstack(-1 << 31), lambda n: altstack(2), lambda n: prctl(1, 10), lambda n: call(135, 0x0040000),
+    lambda n: policy(), lambda n: libc.prctl(53, 0, 4, 0, 0), lambda n: prctl(33, 1, 1), lambda n: libc.prctl(57, 1, 0, 0, 0),
+    lambda n: call(117, 1234, 1234, 1234), lambda n: call(119, 55, 55, 55), lambda n: call(122, 77),
+    lambda n: capabilities(), lambda n: prctl(28, 1 << 4 | 1 << 5), lambda n: prctl(38, 1),
+    lambda n: call(218, 0), lambda n: call(141, 0, 0, 5), lambda n: call(251, 1, 0, (2 << 13) | 3),
+    lambda n: call(250, 1, 0), lambda n: call(272, 0x200), lambda n: prctl(8, 1),
+]
+barrier = threading.Barrier(len(kinds) * 4 + 41)
+def body(n):
+    if n >= 40:
+        kinds[(n - 40) % len(kinds)](n)
+    barrier.wait()
+    while True:
+        libc.pause()
+for n in range(len(kinds) * 4 + 40):
+    threading.Thread(target=body, args=(n,), daemon=True).start()
+barrier.wait()
+tell('ready')
+time.sleep(1000)
+"#;
+
+#[test]
+fn the_kernels_structures_tell_what_threads_tell_themselves() {
+    use checkpoint::sys::bpf;
+    let victim = Victim::python(MIXED);
+    assert_eq!(victim.line(), "ready");
+    // All are in their calls.
+    victim.settled();
+    bpf::allow(false);
+    let asked = read(victim.pid());
+    bpf::allow(true);
+    let seen = read(victim.pid());
+    assert_eq!(asked.threads.len(), 137);
+    assert!(asked.threads.iter().filter(|thread| thread.creds.is_some()).count() >= 16);
+    for (asked, seen) in asked.threads.iter().zip(&seen.threads) {
+        assert_eq!(asked, seen);
+    }
+    assert_eq!((asked.creds, asked.seccomp, asked.traits), (seen.creds, seen.seccomp, seen.traits));
+    // Unless the kernel does not let itself be looked at, that was another way.
+    if !bpf::prepare() {
+        println!("SKIP the_kernels_structures_tell_what_threads_tell_themselves: no BPF, or no BTF");
+    }
+}

@@ -2,16 +2,19 @@
 //! the process by its leader, those of each thread by the thread.
 
 use super::waits::Waits;
-use super::{DumpError, aio, membarrier, traits};
+use super::{DumpError, Seen, aio, membarrier, traits};
 use crate::image::traits::{PolicyImage, ProcessTraits, ThreadTraits};
 use crate::image::{Backing, ContextImage, MAX_VDSO, Vma};
 use crate::inventory::timers::readable;
 use crate::proc::status::Status;
 use crate::restore::pkeys;
+use crate::sys::bpf::threads::{Settings, Shares, Thread};
 use crate::sys::ptrace::Regs;
 use crate::sys::rlimit::LIMITS;
 use crate::tracee::restart::{self, Timeout, original_call};
 use crate::tracee::{Call, Jobs, Reply, ThreadState, Tracee, must_each_of};
+
+use std::collections::BTreeMap;
 
 /// Signals there are.
 const SIGNALS: u64 = 64;
@@ -19,6 +22,9 @@ const SIGNALS: u64 = 64;
 const PR_GET_TID_ADDRESS: i32 = 40;
 /// Length of a thread's name with its NUL (`TASK_COMM_LEN`, linux/sched.h).
 const COMM_LEN: usize = 16;
+
+/// linux/signal.h: the stack is taken for as long as a handler runs on it.
+const SS_AUTODISARM: u32 = 1 << 31;
 
 /// How often a timer's rest is asked for: somebody else may run between that and its clock.
 const TIMES_ASKED: usize = 3;
@@ -79,7 +85,7 @@ pub struct TimerAnswer {
 }
 
 /// What holds of one thread.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ThreadAnswers {
     /// Its TID as it knows it.
     pub tid: i32,
@@ -111,35 +117,86 @@ pub struct Answers {
     policies: Vec<Reply>,
 }
 
-/// Asks all threads of each, which takes a stub; with its mappings, of which there are questions too.
-pub fn ask(asked: Vec<(&mut Tracee, &[Vma])>) -> Result<Vec<Answers>, DumpError> {
+/// Who is asked, and what is known of it.
+pub struct Asked<'a> {
+    /// With a stub.
+    pub tracee: &'a mut Tracee,
+    /// Its mappings, of which there are questions too.
+    pub vmas: &'a [Vma],
+    /// What the kernel tells of its threads.
+    pub seen: &'a Seen,
+}
+
+/// Who answers for a thread.
+enum Answerer<'a> {
+    /// It itself.
+    Itself,
+    /// The so-manyth of those who answer, for all that cannot be seen; the rest is seen.
+    Another(usize, &'a Thread),
+}
+
+/// Asks all threads of each; of those that are alike one.
+pub fn ask(mut asked: Vec<Asked<'_>>) -> Result<Vec<Answers>, DumpError> {
     let of_thread = thread_questions();
     let of_process = [process_questions(), of_thread.clone()].concat();
     let of_leaders: Vec<Vec<Call>> =
-        asked.iter().map(|(_, vmas)| [of_process.clone(), traits::policy_questions(vmas)].concat()).collect();
+        asked.iter().map(|one| [of_process.clone(), traits::policy_questions(one.vmas)].concat()).collect();
+    let answerers: Vec<Vec<Answerer<'_>>> = asked.iter().map(|one| answerers(one.tracee, one.seen)).collect();
     let mut jobs: Vec<(&mut Tracee, Jobs<'_>)> = asked
-        .into_iter()
+        .iter_mut()
         .zip(&of_leaders)
-        .map(|((tracee, _), of_leader)| {
+        .zip(&answerers)
+        .map(|((one, of_leader), answerers)| {
             let calls = |i| if i == 0 { of_leader.as_slice() } else { of_thread.as_slice() };
-            let jobs = (0..tracee.thread_count()).map(|i| (i, calls(i))).collect();
-            (tracee, jobs)
+            let themselves = answerers.iter().enumerate();
+            let themselves = themselves.filter(|(_, answerer)| matches!(answerer, Answerer::Itself));
+            (&mut *one.tracee, themselves.map(|(i, _)| (i, calls(i))).collect())
         })
         .collect();
     let replies = must_each_of(&mut jobs)?;
-    Ok(replies.into_iter().map(Answers::from).collect())
+    Ok(replies
+        .into_iter()
+        .zip(answerers)
+        .map(|(replies, answerers)| Answers::from(replies, answerers))
+        .collect())
+}
+
+/// Who answers for each thread. The leader answers for the process, and so for itself.
+fn answerers<'a>(tracee: &Tracee, seen: &'a Seen) -> Vec<Answerer<'a>> {
+    let mut asked = 0;
+    let mut alike: BTreeMap<(Shares, Settings), usize> = BTreeMap::new();
+    let of_one = |i: usize| {
+        let thread = seen.get(&tracee.tid(i));
+        let key = thread.map(|thread| (thread.shares, thread.settings));
+        if i > 0
+            && let Some((other, thread)) = key.and_then(|key| alike.get(&key)).zip(thread)
+        {
+            return Answerer::Another(*other, thread);
+        }
+        alike.extend(key.map(|key| (key, asked)));
+        asked += 1;
+        Answerer::Itself
+    };
+    (0..tracee.thread_count()).map(of_one).collect()
 }
 
 impl Answers {
-    /// The threads' replies, the leader's first.
-    fn from(replies: Vec<Vec<Reply>>) -> Answers {
-        let mut threads = replies.into_iter();
-        let mut leaders = threads.next().unwrap_or_default().into_iter();
+    /// The replies of those who were asked, the leader's first.
+    fn from(replies: Vec<Vec<Reply>>, answerers: Vec<Answerer<'_>>) -> Answers {
+        let mut replies = replies.into_iter();
+        let mut leaders = replies.next().unwrap_or_default().into_iter();
         let process = ProcessAnswers::from(&mut leaders);
         let leader = ThreadAnswers::from(&mut leaders);
         let policies = leaders.collect();
-        let others = threads.map(|of_one| ThreadAnswers::from(&mut of_one.into_iter()));
-        Answers { process, threads: std::iter::once(leader).chain(others).collect(), policies }
+        let others = replies.map(|of_one| ThreadAnswers::from(&mut of_one.into_iter()));
+        let answers: Vec<ThreadAnswers> = std::iter::once(leader).chain(others).collect();
+        let mut itself = answers.iter();
+        let of_one = |answerer: Answerer<'_>| match answerer {
+            Answerer::Itself => itself.next().expect("one answer of each who is asked").clone(),
+            Answerer::Another(other, thread) => answers[other].of_another(thread),
+        };
+        let threads = answerers.into_iter().map(of_one).collect();
+        Answers { process, threads, policies }
     }
 }
 
@@ -416,6 +473,22 @@ impl ProcessAnswers {
 }
 
 impl ThreadAnswers {
+    /// Those of a thread that is alike, as far as it is.
+    fn of_another(&self, thread: &Thread) -> ThreadAnswers {
+        let (stack, flags, size) = thread.altstack;
+        let disabled = if size == 0 { libc::SS_DISABLE as u32 } else { 0 };
+        ThreadAnswers {
+            tid: thread.inner_tid,
+            clear_child_tid: thread.clear_child_tid,
+            altstack: (stack, flags & SS_AUTODISARM | disabled, size),
+            comm: thread.comm.split(|&byte| byte == 0).next().unwrap_or_default().to_vec(),
+            timer_slack_ns: thread.timer_slack_ns,
+            pdeathsig: thread.pdeathsig,
+            seccomp_mode: thread.seccomp_mode,
+            ..self.clone()
+        }
+    }
+
     fn from(replies: &mut impl Iterator<Item = Reply>) -> ThreadAnswers {
         let tid = next(replies).value as i32;
         let clear_child_tid = word(next(replies).answer(0), 0);

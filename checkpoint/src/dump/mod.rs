@@ -36,11 +36,13 @@ use crate::image::{
 };
 use crate::inventory::{self, family::Family, spread};
 use crate::proc::{self, status::Stat, status::Status};
+use crate::sys::bpf::threads::{self, Thread};
 use crate::sys::kcmp::{self, Shared};
 use crate::sys::pagemap_scan::Scanner;
 use crate::sys::{ptrace, sched};
 use crate::tracee::{Tracee, TraceeError, install_stubs};
-use inside::Inside;
+use inside::{Asked, Inside};
+use std::collections::BTreeMap;
 use std::io;
 
 /// Why the state could not be read. The process is as it was.
@@ -110,8 +112,11 @@ fn read_states_of(
     for tracee in &mut tracees {
         waits.of_restart_blocks(tracee)?;
     }
-    let asked =
-        tracees.iter_mut().zip(&outsides).map(|(tracee, outside)| (&mut **tracee, outside.vmas.as_slice()));
+    let asked = tracees.iter_mut().zip(&outsides).map(|(tracee, outside)| Asked {
+        tracee,
+        vmas: &outside.vmas,
+        seen: &outside.seen,
+    });
     let answers = inside::ask(asked.collect())?;
     let of_one = |((tracee, outside), answers)| read_state_of(Inside::new(tracee, answers), outside, waits);
     tracees.into_iter().zip(outsides).zip(answers).map(of_one).collect()
@@ -123,7 +128,7 @@ fn read_state_of(
     outside: Outside,
     waits: &mut Waits,
 ) -> Result<ProcessImage, DumpError> {
-    let Outside { vmas, files, creds_of_threads, told } = outside;
+    let Outside { vmas, files, creds_of_threads, plans, told, seen } = outside;
     let pid = inside.pid();
     let status = status(pid)?;
     let stat = Stat::read(pid).map_err(|source| DumpError::Proc { what: "stat", pid, source })?;
@@ -137,14 +142,14 @@ fn read_state_of(
     let pending = pending(pid, true)?;
     let creds = read_creds(pid, &status, inside.process.securebits)?;
     let (seccomp, filters) = seccomp::read(&inside, &status)?;
-    let mut threads = read_threads(&mut inside, &creds, creds_of_threads, waits)?;
+    let mut threads = read_threads(&mut inside, &creds, creds_of_threads, plans, waits)?;
     for (thread, filters) in threads.iter_mut().zip(filters) {
         thread.seccomp_filters = filters;
     }
     let of_threads = threads.iter().flat_map(|thread| &thread.pending);
     timers::disarm_gone_off(&mut timers, pending.iter().chain(of_threads));
     let fs = read_fs(pid, &status)?;
-    read_apart(&inside, &fs, &mut threads)?;
+    read_apart(&inside, &fs, &seen, &mut threads)?;
     let traits = inside.traits_of_memory(&mm.vmas, &status, of_system)?;
     let (actions, limits) = (inside.process.actions, inside.process.limits);
     let number = |n| stat.number(n).ok_or(DumpError::Strange { what: "stat", pid });
@@ -209,10 +214,16 @@ fn add_lost_leader(pid: i32, image: &mut ProcessImage) -> Result<(), DumpError> 
 struct Outside {
     vmas: Vec<Vma>,
     files: FilesImage,
-    /// Of the threads beside the leader, without their securebits.
-    creds_of_threads: Vec<CredsImage>,
+    /// Of the threads beside the leader, without their securebits; `None`: the leader's very ones.
+    creds_of_threads: Vec<Option<CredsImage>>,
+    /// Of all threads, the leader's first.
+    plans: Vec<Plan>,
     told: Told,
+    seen: Seen,
 }
+
+/// What the kernel tells of the threads by their TIDs, where there are many and it does.
+type Seen = BTreeMap<i32, Thread>;
 
 /// What small files of `/proc` tell.
 struct Told {
@@ -253,61 +264,74 @@ impl Told {
     }
 }
 
+/// What is known of a frozen process: a tracee is its tracer thread's, and this is for all.
+struct Known {
+    pid: i32,
+    /// Threads beside the leader.
+    tids: Vec<i32>,
+    stub: Option<(u64, u64)>,
+    /// What `maps` says.
+    maps: Option<Vec<u8>>,
+}
+
 /// Of all of them, several at the same time.
 fn read_outsides(tracees: &[&mut Tracee], family: &Family) -> Result<Vec<Outside>, DumpError> {
-    // A tracee is its tracer thread's; these are for all.
-    struct Known {
-        pid: i32,
-        /// Threads beside the leader.
-        tids: Vec<i32>,
-        stub: Option<(u64, u64)>,
-    }
+    // A process that has the same memory as another one may have changed it since that stood still.
+    let is_alone = tracees.len() == 1;
     let known = |tracee: &&mut Tracee| Known {
         pid: tracee.pid(),
         tids: (1..tracee.thread_count()).map(|i| tracee.tid(i)).collect(),
         stub: tracee.stub_range(),
+        maps: tracee.maps_at_freeze().filter(|_| is_alone).map(<[u8]>::to_vec),
     };
     let known: Vec<Known> = tracees.iter().map(known).collect();
     let places: Vec<usize> = (0..known.len()).collect();
-    let read = |at: usize| read_outside(known[at].pid, &known[at].tids, known[at].stub, family);
+    let read = |at: usize| read_outside(&known[at], family);
     spread::over(&places, read).into_iter().collect()
 }
 
 /// With many threads, what is read of them and of all is read at the same time.
-fn read_outside(
-    pid: i32,
-    tids: &[i32],
-    stub: Option<(u64, u64)>,
-    family: &Family,
-) -> Result<Outside, DumpError> {
+fn read_outside(known: &Known, family: &Family) -> Result<Outside, DumpError> {
+    let (pid, tids) = (known.pid, known.tids.as_slice());
     const MANY: usize = 16;
+    let seen: Seen =
+        threads::of_many(pid).unwrap_or_default().into_iter().map(|thread| (thread.tid, thread)).collect();
+    let leader = seen.get(&pid);
     let creds = || {
         let of_thread = |&tid: &i32| {
+            if leader.zip(seen.get(&tid)).is_some_and(|(leader, thread)| thread.is_like(leader)) {
+                return Ok(None);
+            }
             let status = Status::of_thread(pid, tid).map_err(|source| DumpError::Proc {
                 what: "status",
                 pid: tid,
                 source,
             })?;
-            read_creds(tid, &status, 0)
+            read_creds(tid, &status, 0).map(Some)
         };
-        tids.iter().map(of_thread).collect::<Result<Vec<CredsImage>, DumpError>>()
+        let creds: Result<Vec<Option<CredsImage>>, DumpError> = tids.iter().map(of_thread).collect();
+        (creds, std::iter::once(&pid).chain(tids).map(|&tid| Plan::of(tid)).collect::<Vec<Plan>>())
     };
-    let (vmas, creds_of_threads) = match tids.len() < MANY {
-        true => (inventory::mappings::read(pid), creds()),
+    let vmas = || match &known.maps {
+        Some(maps) => inventory::mappings::read_knowing(pid, maps),
+        None => inventory::mappings::read(pid),
+    };
+    let (vmas, (creds_of_threads, plans)) = match tids.len() < MANY {
+        true => (vmas(), creds()),
         false => std::thread::scope(|scope| {
             let creds = scope.spawn(creds);
-            (inventory::mappings::read(pid), creds.join().expect("who reads does not panic"))
+            (vmas(), creds.join().expect("who reads does not panic"))
         }),
     };
     let mut vmas = vmas.map_err(|source| DumpError::Proc { what: "smaps", pid, source })?;
-    if let Some((at, len)) = stub {
+    if let Some((at, len)) = known.stub {
         // A stub that is there already is none of the process' mappings.
         vmas.retain(|vma| vma.end <= at || vma.start >= at + len);
     }
     timers::settle_timerfds(pid).map_err(|source| DumpError::Proc { what: "timerfds", pid, source })?;
     let files =
         inventory::files::read(pid, family).map_err(|source| DumpError::Proc { what: "fd", pid, source })?;
-    Ok(Outside { vmas, files, creds_of_threads: creds_of_threads?, told: Told::read(pid)? })
+    Ok(Outside { vmas, files, creds_of_threads: creds_of_threads?, plans, told: Told::read(pid)?, seen })
 }
 
 fn status(pid: i32) -> Result<Status, DumpError> {
@@ -369,14 +393,22 @@ fn read_fs(pid: i32, status: &Status) -> Result<FsImage, DumpError> {
 }
 
 /// Working directories of threads that have their own.
-fn read_apart(inside: &Inside<'_>, leaders: &FsImage, threads: &mut [ThreadImage]) -> Result<(), DumpError> {
+fn read_apart(
+    inside: &Inside<'_>,
+    leaders: &FsImage,
+    seen: &Seen,
+    threads: &mut [ThreadImage],
+) -> Result<(), DumpError> {
     let leader = inside.pid();
+    let of_kernel = |tid: i32| seen.get(&tid).map(|thread| thread.shares.fs);
+    let of_leader = of_kernel(leader);
     // Of each that is not the leader's: who was found to have it first, outside and inside.
     let mut apart: Vec<(i32, i32)> = Vec::new();
     for (i, thread) in threads.iter_mut().enumerate().skip(1) {
         let tid = inside.original(i).tid;
         let same = |other: i32| kcmp::shared(other, tid, Shared::Fs) == Ok(true);
-        if kcmp::shared(leader, tid, Shared::Fs) != Ok(false) {
+        let is_leaders = of_leader.is_some() && of_kernel(tid) == of_leader;
+        if is_leaders || kcmp::shared(leader, tid, Shared::Fs) != Ok(false) {
             continue;
         }
         if let Some(&(_, first)) = apart.iter().find(|&&(first, _)| same(first)) {
@@ -432,19 +464,50 @@ fn read_misc(inside: &Inside<'_>, told: &Told) -> Result<MiscImage, DumpError> {
 fn read_threads(
     inside: &mut Inside<'_>,
     leaders: &CredsImage,
-    of_others: Vec<CredsImage>,
+    of_others: Vec<Option<CredsImage>>,
+    plans: Vec<Plan>,
     waits: &mut Waits,
 ) -> Result<Vec<ThreadImage>, DumpError> {
-    let mut threads = vec![read_thread(inside, 0, waits)?];
+    let mut plans = plans.into_iter();
+    let mut next = |inside: &mut Inside<'_>, i: usize| {
+        // There is one of each.
+        read_thread(inside, i, plans.next().unwrap_or_default(), waits)
+    };
+    let mut threads = vec![next(inside, 0)?];
     for (i, own) in (1..inside.thread_count()).zip(of_others) {
-        let own = CredsImage { securebits: inside.threads[i].securebits, ..own };
-        let creds = (own != *leaders).then_some(own);
-        threads.push(ThreadImage { creds, ..read_thread(inside, i, waits)? });
+        let securebits = inside.threads[i].securebits;
+        let creds = own.map(|own| CredsImage { securebits, ..own }).filter(|own| own != leaders);
+        threads.push(ThreadImage { creds, ..next(inside, i)? });
     }
     Ok(threads)
 }
 
-fn read_thread(inside: &mut Inside<'_>, i: usize, waits: &mut Waits) -> Result<ThreadImage, DumpError> {
+/// When and where a thread runs, and the list of its robust locks: what any thread may ask of any other.
+#[derive(Default)]
+struct Plan {
+    robust_list: (u64, u64),
+    sched: Vec<u8>,
+    affinity: Vec<u8>,
+    ioprio: u32,
+}
+
+impl Plan {
+    fn of(tid: i32) -> Plan {
+        Plan {
+            robust_list: sched::robust_list(tid).unwrap_or_default(),
+            sched: sched::attributes(tid).unwrap_or_default(),
+            affinity: sched::affinity(tid).unwrap_or_default(),
+            ioprio: sched::io_priority(tid).unwrap_or(0),
+        }
+    }
+}
+
+fn read_thread(
+    inside: &mut Inside<'_>,
+    i: usize,
+    plan: Plan,
+    waits: &mut Waits,
+) -> Result<ThreadImage, DumpError> {
     let found = inside.original(i).clone();
     let tid = found.tid;
     let (regs, wait_left_ns) = inside.interrupted_call(i, waits);
@@ -456,15 +519,15 @@ fn read_thread(inside: &mut Inside<'_>, i: usize, waits: &mut Waits) -> Result<T
         xstate: found.xstate,
         sigmask: found.sigmask,
         rseq: found.rseq,
-        robust_list: sched::robust_list(tid).unwrap_or_default(),
+        robust_list: plan.robust_list,
         clear_child_tid: asked.clear_child_tid,
         altstack: asked.altstack,
         pending: pending(tid, false)?,
         comm: asked.comm.clone(),
-        sched: sched::attributes(tid).unwrap_or_default(),
-        affinity: sched::affinity(tid).unwrap_or_default(),
+        sched: plan.sched,
+        affinity: plan.affinity,
         timer_slack_ns: asked.timer_slack_ns,
-        ioprio: sched::io_priority(tid).unwrap_or(0),
+        ioprio: plan.ioprio,
         pdeathsig: asked.pdeathsig,
         creds: None,
         seccomp_mode: asked.seccomp_mode,

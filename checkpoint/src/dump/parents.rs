@@ -17,8 +17,8 @@ use std::os::unix::fs::FileExt;
 const PAGE: u64 = 4096;
 /// Entries read at a time, at most.
 const BATCH: u64 = 4096;
-/// And at least: small mappings mostly stand side by side.
-const AHEAD: u64 = 64;
+/// And at least: small mappings mostly stand side by side, and the kernel gives a page of entries at a time.
+const AHEAD: u64 = 512;
 
 /// Whose pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,6 +18,7 @@
 
 use crate::inventory::spread;
 use crate::proc::{self, status::Status, timer_list, timer_list::Timer};
+use crate::sys::bpf::threads;
 use crate::sys::process_vm;
 use crate::sys::ptrace::Regs;
 use crate::tracee::{Tracee, TraceeError, restart};
@@ -35,6 +36,7 @@ const MOST_LATE_NS: u64 = 60_000_000_000;
 
 /// A thread that waited when it was looked at.
 struct Waiting {
+    pid: i32,
     tid: i32,
     /// The whole time-out, ns.
     whole_ns: u64,
@@ -64,12 +66,8 @@ impl Waits {
         let mut waits = Waits { looked_ns: monotonic_ns(), ..Waits::default() };
         // Of this thread's own clock, by which those of the others can be read.
         let behind = waits.looked_ns as i64 - exec_start_ns(0).map_or(waits.looked_ns, |(at, _)| at) as i64;
-        let tids = |&pid: &i32| proc::tids(pid).unwrap_or_default().into_iter().map(move |tid| (pid, tid));
-        let threads: Vec<(i32, i32)> = pids.iter().flat_map(tids).collect();
-        let calls = spread::over(&threads, |(pid, tid)| call_of(pid, tid));
-        for ((pid, tid), regs) in threads.into_iter().zip(calls) {
+        for (pid, tid, mut regs, ran) in calls_of(pids) {
             let mut read = |addr: u64, buffer: &mut [u8]| process_vm::read(pid, addr, buffer).is_ok();
-            let Some(mut regs) = regs else { continue };
             if regs.orig_rax() == libc::SYS_restart_syscall as u64 {
                 let Some(call) = restarted_call(tid, &regs, &mut read) else { continue };
                 regs.set_orig_rax(call as u64);
@@ -78,7 +76,8 @@ impl Waits {
             if !restart::is_forgotten(regs.orig_rax() as i64) {
                 continue;
             }
-            waits.waiting.extend(look_at(tid, &regs, &mut read, waits.looked_ns, behind));
+            let found = look_at((pid, tid), &regs, ran, &mut read, (waits.looked_ns, behind));
+            waits.waiting.extend(found);
         }
         if !waits.waiting.is_empty() {
             waits.timers = timer_list::read().unwrap_or_default();
@@ -98,7 +97,9 @@ impl Waits {
             let there: BTreeSet<Timer> = timer_list::read().unwrap_or_default().into_iter().collect();
             let gone: Vec<Timer> =
                 self.timers.iter().filter(|timer| !there.contains(timer)).copied().collect();
-            let still: Vec<&Waiting> = self.waiting.iter().filter(|thread| has_slept_on(thread)).collect();
+            let switches = switches_of(&self.waiting);
+            let still: Vec<&Waiting> =
+                self.waiting.iter().filter(|thread| has_slept_on(thread, &switches)).collect();
             due = assign(&still, &gone, self.looked_ns, frozen_ns);
         }
         self.due_ns = Some(due);
@@ -264,9 +265,47 @@ fn monotonic_ns() -> u64 {
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
+/// Process, thread, and the call that it sleeps in; where that is known, when it last began to run, ns, and how
+/// often it has gone to sleep.
+type InCall = (i32, i32, Regs, Option<(u64, u64)>);
+
+/// The threads of these processes that sleep in a call.
+fn calls_of(pids: &[i32]) -> Vec<InCall> {
+    let mut found: Vec<InCall> = Vec::new();
+    let mut others: Vec<(i32, i32)> = Vec::new();
+    for &pid in pids {
+        match threads::of_many(pid) {
+            Some(all) => found.extend(all.iter().filter_map(|thread| {
+                let regs = of_words(thread.sleeps_in()?);
+                Some((pid, thread.tid, regs, Some((thread.ran_ns, thread.switches))))
+            })),
+            None => others.extend(proc::tids(pid).unwrap_or_default().into_iter().map(|tid| (pid, tid))),
+        }
+    }
+    let calls = spread::over(&others, |(pid, tid)| call_of(pid, tid));
+    found
+        .extend(others.into_iter().zip(calls).filter_map(|((pid, tid), regs)| Some((pid, tid, regs?, None))));
+    found
+}
+
 fn call_of(pid: i32, tid: i32) -> Option<Regs> {
     let text = proc::read(pid, &format!("task/{tid}/syscall")).ok()?;
     in_call(&String::from_utf8_lossy(&text))
+}
+
+/// From number, six arguments, stack and instruction pointers of a call.
+fn of_words([nr, rdi, rsi, rdx, r10, r8, r9, rsp, rip]: [u64; 9]) -> Regs {
+    let mut regs = Regs([0; 27]);
+    regs.set_orig_rax(nr);
+    regs.set_rdi(rdi);
+    regs.set_rsi(rsi);
+    regs.set_rdx(rdx);
+    regs.set_r10(r10);
+    regs.set_r8(r8);
+    regs.set_r9(r9);
+    regs.set_rsp(rsp);
+    regs.set_rip(rip);
+    regs
 }
 
 /// The call that a thread in restart_syscall(2) made at first: where it sleeps tells, its registers
@@ -277,35 +316,35 @@ fn restarted_call(tid: i32, regs: &Regs, read: &mut dyn FnMut(u64, &mut [u8]) ->
         .or_else(|| restart::original_call(regs, read))
 }
 
+/// `ran`: when it last began to run, and how often it has gone to sleep, if that is known by now; `now_ns` and how
+/// far the scheduler's clock is `behind` it.
 fn look_at(
-    tid: i32,
+    (pid, tid): (i32, i32),
     regs: &Regs,
+    ran: Option<(u64, u64)>,
     read: &mut dyn FnMut(u64, &mut [u8]) -> bool,
-    now_ns: u64,
-    behind: i64,
+    (now_ns, behind): (u64, i64),
 ) -> Option<Waiting> {
     let whole_ns = restart::timeout_ns(regs, restart::timeout(regs)?, read)?;
-    let (ran_ns, switches) = exec_start_ns(tid).unwrap_or((now_ns, switches(tid)?));
+    let ran = ran.or_else(|| exec_start_ns(tid));
+    let (ran_ns, switches) = match ran {
+        Some(ran) => ran,
+        None => (now_ns, switches(tid)?),
+    };
     let estimate_ns = ran_ns.saturating_add_signed(behind).saturating_add(whole_ns);
-    Some(Waiting { tid, whole_ns, estimate_ns, switches })
+    Some(Waiting { pid, tid, whole_ns, estimate_ns, switches })
 }
 
 /// `/proc/TID/syscall`: number, six arguments, stack pointer, instruction pointer; or `running`.
 fn in_call(text: &str) -> Option<Regs> {
     let mut words = text.split_ascii_whitespace();
     let nr: u64 = words.next()?.parse().ok()?;
-    let mut number = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let mut regs = Regs([0; 27]);
-    regs.set_orig_rax(nr);
-    regs.set_rdi(number()?);
-    regs.set_rsi(number()?);
-    regs.set_rdx(number()?);
-    regs.set_r10(number()?);
-    regs.set_r8(number()?);
-    regs.set_r9(number()?);
-    regs.set_rsp(number()?);
-    regs.set_rip(number()?);
-    Some(regs)
+    let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+    let mut all = [nr; 9];
+    for slot in &mut all[1..] {
+        *slot = number(words.next()?)?;
+    }
+    Some(of_words(all))
 }
 
 /// When a task last began to run, ns of the scheduler's clock, and how often it has gone to sleep.
@@ -326,10 +365,18 @@ fn switches(tid: i32) -> Option<u64> {
     Status::read(tid).ok()?.decimal("voluntary_ctxt_switches")
 }
 
+/// How often the threads of processes with many of them have gone to sleep by now.
+fn switches_of(waiting: &[Waiting]) -> BTreeMap<i32, u64> {
+    let pids: BTreeSet<i32> = waiting.iter().map(|thread| thread.pid).collect();
+    let all = pids.into_iter().filter_map(threads::of_many).flatten();
+    all.map(|thread| (thread.tid, thread.switches)).collect()
+}
+
 /// Whether a frozen thread was woken by nothing but the freeze: it has gone to sleep once more, in
 /// its stop.
-fn has_slept_on(thread: &Waiting) -> bool {
-    switches(thread.tid).is_some_and(|now| now == thread.switches + 1)
+fn has_slept_on(thread: &Waiting, known: &BTreeMap<i32, u64>) -> bool {
+    let now = known.get(&thread.tid).copied().or_else(|| switches(thread.tid));
+    now.is_some_and(|now| now == thread.switches + 1)
 }
 
 /// Whose timer was whose: both in the order in which they are due, at the least sum of differences
@@ -414,7 +461,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn waiting(tid: i32, whole_ms: u64, estimate_ms: u64) -> Waiting {
-        Waiting { tid, whole_ns: whole_ms * 1_000_000, estimate_ns: estimate_ms * 1_000_000, switches: 0 }
+        Waiting {
+            pid: tid,
+            tid,
+            whole_ns: whole_ms * 1_000_000,
+            estimate_ns: estimate_ms * 1_000_000,
+            switches: 0,
+        }
     }
 
     fn assigned(threads: &[Waiting], due_ms: &[u64]) -> Vec<(i32, u64)> {

@@ -2,15 +2,32 @@
 
 use super::{Blocker, Rules};
 use crate::image::{Backing, HUGE_PAGE_SHIFTS, MappedFile, Vma, VmaFlags};
-use crate::proc::{self, maps};
+use crate::proc::{self, maps, vm_flags};
+use crate::sys::bpf;
 use crate::sys::pagemap_scan::{IS_FILE, Scanner};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+/// With a longer `maps` (some 600 mappings), to learn what the kernel's flags mean takes less than `smaps`.
+const LONG: usize = 48 << 10;
+
 /// Mappings of a process, with deleted files recognised by what their name stands for now.
 pub fn read(pid: i32) -> io::Result<Vec<Vma>> {
-    of_text(pid, &proc::read(pid, "smaps")?)
+    match bpf::is_prepared() {
+        true => read_knowing(pid, &proc::read(pid, "maps")?),
+        false => of_text(pid, maps::parse(&proc::read(pid, "smaps")?)),
+    }
+}
+
+/// The same of a process whose `maps` has been read since it stands still: without `smaps`, if the kernel tells the
+/// flags the short way ([`vm_flags`]).
+pub fn read_knowing(pid: i32, maps: &[u8]) -> io::Result<Vec<Vma>> {
+    let mut vmas = maps::parse(maps);
+    match (bpf::is_prepared() || maps.len() >= LONG) && vm_flags::complete(pid, &mut vmas) {
+        true => of_text(pid, vmas),
+        false => of_text(pid, maps::parse(&proc::read(pid, "smaps")?)),
+    }
 }
 
 /// The same without flags and protection keys, which take the kernel ten times as long to tell: it goes
@@ -20,12 +37,11 @@ pub fn read_quickly(pid: i32) -> io::Result<Vec<Vma>> {
     match memchr::memmem::find(&text, b"/SYSV") {
         // How long one is depends on the size of its pages.
         Some(_) => read(pid),
-        None => of_text(pid, &text),
+        None => of_text(pid, maps::parse(&text)),
     }
 }
 
-fn of_text(pid: i32, text: &[u8]) -> io::Result<Vec<Vma>> {
-    let mut vmas = maps::parse(text);
+fn of_text(pid: i32, mut vmas: Vec<Vma>) -> io::Result<Vec<Vma>> {
     // A library is mapped in several parts, one after the other.
     let mut last: Option<(Vec<u8>, u64, u64, bool)> = None;
     for vma in &mut vmas {

@@ -26,13 +26,16 @@ pub mod tree;
 pub mod watches;
 
 use crate::image::{FileKind, FilesImage, LockKind, OpenFile, ProcessImage, Vma};
-use crate::proc::{self, status::Status};
+use crate::proc::{self, status::Status, vm_flags};
+use crate::sys::bpf::threads;
 use family::Family;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+/// With fewer processes, to learn what the kernel's flags of mappings mean takes longer than it saves.
+const MANY_PROCESSES: usize = 24;
 /// So often a family that changes is looked at before what is found in the way counts.
 const LOOKS: usize = 4;
 
@@ -159,6 +162,9 @@ pub fn inspect_tree(root: i32, rules: Rules) -> Result<Vec<(i32, Inventory)>, In
 /// The same, of those that are in the family by now.
 fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>, InventoryError> {
     let Some(&root) = family.first() else { return Ok(Vec::new()) };
+    if family.len() >= MANY_PROCESSES {
+        vm_flags::prepare();
+    }
     let whole = is_wanted_whole(rules);
     let mut found = vec![(root, inspect_one(root, rules, family, whole)?)];
     let look = |pid: i32| {
@@ -222,8 +228,9 @@ fn inspect_one(pid: i32, rules: Rules, family: &Family, whole: bool) -> Result<I
     }
     let face = proc::face(pid);
     let mut blockers = Vec::new();
-    let vmas = if whole { mappings::read(face) } else { mappings::read_quickly(face) }.map_err(io)?;
-    let files = files::read(face, family).map_err(io)?;
+    let vmas = || if whole { mappings::read(face) } else { mappings::read_quickly(face) };
+    let (vmas, files) = threads::prepare_beside(pid, || (vmas(), files::read(face, family)));
+    let (vmas, files) = (vmas.map_err(io)?, files.map_err(io)?);
     tree::relatives(pid, &status, family, rules, &mut blockers);
     tree::surroundings(face, family, rules, &mut blockers);
     traits::outside(&status, &mut blockers);

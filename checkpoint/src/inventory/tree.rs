@@ -9,6 +9,7 @@ use crate::proc::{
     self,
     status::{Stat, Status},
 };
+use crate::sys::bpf::threads::{self, Thread};
 use crate::sys::kcmp::{self, Shared};
 use crate::sys::time_namespace::Offsets;
 use std::collections::BTreeSet;
@@ -74,7 +75,10 @@ pub fn children(pid: i32) -> Vec<i32> {
 
 /// The same, each with the thread whose child it is (0: not looked at, there are too many threads).
 pub fn children_of_threads(pid: i32) -> Vec<(i32, i32)> {
-    let tids = proc::tids(pid).unwrap_or_default();
+    let of_kernel = threads::of_many(pid);
+    let may_have_some =
+        |all: Vec<Thread>| all.iter().filter(|one| one.has_children).map(|one| one.tid).collect();
+    let tids: Vec<i32> = of_kernel.map_or_else(|| proc::tids(pid).unwrap_or_default(), may_have_some);
     if tids.len() > MANY_THREADS {
         let is_parent =
             |&other: &i32| Stat::read(other).ok().and_then(|stat| stat.number(4)) == Some(pid as u64);
@@ -195,9 +199,9 @@ const SAME_IN_ALL: [&str; 9] =
 
 /// What single threads have: tracers, filters, credentials, long waits.
 pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Blocker>) {
-    let mut tids = proc::tids(pid).unwrap_or_default();
-    tids.truncate(MAX_THREADS);
     let face = proc::face(pid);
+    let Looked { mut tids, waiting } = who_is_looked_at(pid, face);
+    tids.truncate(MAX_THREADS);
     // Of one thread alone nothing is compared.
     let places = if tids.len() > 1 { namespaces(pid, face) } else { Places::default() };
     let mut looked = spread::over(&tids, |tid| {
@@ -214,8 +218,8 @@ pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Block
     if let Some((kind, what)) = looked.iter_mut().find_map(|(_, found)| found.take()) {
         blockers.push(Blocker { kind, what });
     }
-    let waiting = tids.into_iter().zip(looked).filter(|(_, (waits, _))| *waits).map(|(tid, _)| tid);
-    if let Some(tid) = waiting.into_iter().find(|&tid| keeps_waiting(tid)) {
+    let found = tids.into_iter().zip(looked).filter(|(_, (waits, _))| *waits).map(|(tid, _)| tid);
+    if let Some(tid) = waiting.into_iter().chain(found).find(|&tid| keeps_waiting(tid)) {
         let what = match is_in_vfork(tid) {
             true => format!("thread {tid} is in vfork(2), until its child runs another program or ends"),
             false => {
@@ -225,6 +229,28 @@ pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Block
         };
         blockers.push(Blocker { kind: "kernel", what });
     }
+}
+
+/// Threads that must be looked at each by itself.
+struct Looked {
+    tids: Vec<i32>,
+    /// Those of the others that wait uninterruptibly.
+    waiting: Vec<i32>,
+}
+
+/// With many threads, the kernel tells which of them have nothing that the process has not.
+fn who_is_looked_at(pid: i32, face: i32) -> Looked {
+    let all = threads::of_many(pid).unwrap_or_default();
+    let Some(first) = all.iter().find(|thread| thread.tid == face).cloned() else {
+        return Looked { tids: proc::tids(pid).unwrap_or_default(), waiting: Vec::new() };
+    };
+    let is_alike = |thread: &Thread| {
+        thread.tid != face && thread.tid != pid && !thread.is_traced && thread.is_like(&first)
+    };
+    let (alike, others): (Vec<Thread>, Vec<Thread>) = all.into_iter().partition(is_alike);
+    let waits = |thread: &Thread| thread.state & Thread::UNINTERRUPTIBLE != 0;
+    let waiting = alike.iter().filter(|thread| waits(thread)).map(|thread| thread.tid).collect();
+    Looked { tids: others.iter().map(|thread| thread.tid).collect(), waiting }
 }
 
 /// Namespaces that a thread can leave by itself (unshare(2), setns(2)); for the mount namespace it must have

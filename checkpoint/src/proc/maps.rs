@@ -156,7 +156,33 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     out
 }
 
-fn apply_flags(vma: &mut Vma, text: &[u8]) {
+/// Of each mapping in `smaps`: its addresses, the text of its flags, and its protection key.
+pub fn texts_of_flags(smaps: &[u8]) -> Vec<(u64, u64, &[u8], u8)> {
+    let mut found = Vec::new();
+    let (mut place, mut pkey) = (None, 0);
+    for line in smaps.split(|&byte| byte == b'\n') {
+        if let Some(text) = line.strip_prefix(b"VmFlags:") {
+            found.extend(place.take().map(|(start, end)| (start, end, text, pkey)));
+        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+            pkey = std::str::from_utf8(key).ok().and_then(|key| key.trim().parse().ok()).unwrap_or(0);
+        } else if matches!(line.first(), Some(b'0'..=b'9' | b'a'..=b'f')) {
+            (place, pkey) = (parse_line(line).map(|line| (line.start, line.end)), 0);
+        }
+    }
+    found
+}
+
+/// The protection that flags tell of, and whether the mapping is shared.
+pub fn protection(text: &[u8]) -> (u32, bool) {
+    let has = |flag: &[u8]| text.split(|&byte| byte == b' ').any(|word| word == flag);
+    let bit = |flag: &[u8], value: i32| if has(flag) { value as u32 } else { 0 };
+    let prot = bit(b"rd", libc::PROT_READ) | bit(b"wr", libc::PROT_WRITE) | bit(b"ex", libc::PROT_EXEC);
+    // What `maps` calls shared (`show_map_vma`): whether it may be.
+    (prot, has(b"ms"))
+}
+
+/// Adds what the text of its flags says to a mapping.
+pub fn apply_flags(vma: &mut Vma, text: &[u8]) {
     for word in text.split(|&byte| byte == b' ') {
         vma.flags |= match word {
             b"gd" => VmaFlags::GROWSDOWN,

@@ -5,6 +5,7 @@ pub mod fdinfo;
 pub mod maps;
 pub mod status;
 pub mod timer_list;
+pub mod vm_flags;
 
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
@@ -12,6 +13,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 
 /// Reads `/proc/PID/NAME` whole.
 pub fn read(pid: i32, name: &str) -> io::Result<Vec<u8>> {
@@ -87,6 +89,14 @@ pub fn tids(pid: i32) -> io::Result<Vec<i32>> {
     let mut tids: Vec<i32> = dir.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     tids.sort_by_key(|&tid| (tid != pid, tid));
     Ok(tids)
+}
+
+/// How many threads a process has, 0 if there is none: nothing is looked up in a directory of which the kernel would
+/// keep every entry until the thread ends.
+pub fn thread_count(pid: i32) -> usize {
+    let directories = fs::metadata(format!("/proc/{pid}/task")).map_or(0, |meta| meta.nlink());
+    // Beside those of the threads its own, twice (`proc_task_getattr`, fs/proc/base.c).
+    directories.saturating_sub(2) as usize
 }
 
 /// By which number `/proc` tells what the threads of a process have: its PID, or the TID of its first thread

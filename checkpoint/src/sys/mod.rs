@@ -1,6 +1,7 @@
 //! Kernel interfaces that need `unsafe`, one file each. Nothing outside this module uses `unsafe`.
 
 pub mod act_as;
+pub mod bpf;
 pub mod close_range;
 pub mod cpuid;
 pub mod dirents;

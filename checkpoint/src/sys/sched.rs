@@ -30,12 +30,11 @@ pub fn is_deadline(attributes: &[u8]) -> bool {
 
 /// CPU affinity, one bit a CPU.
 pub fn affinity(tid: i32) -> Result<Vec<u8>, Errno> {
-    let mut mask = vec![0u8; 1024];
+    let mut mask = [0u8; 1024];
     // SAFETY: the buffer has the length given.
     let got = unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) };
     let used = Errno::result(got)? as usize;
-    mask.truncate(used);
-    Ok(mask)
+    Ok(mask.get(..used).unwrap_or_default().to_vec())
 }
 
 /// Sets CPU affinity.

@@ -429,9 +429,12 @@ impl Tracee {
     }
 
     pub(super) fn maps(&self) -> Result<String, TraceeError> {
-        let maps =
-            crate::proc::read(self.pid, "maps").map_err(|e| tasks::io_error("reading maps", self.pid, &e))?;
-        Ok(String::from_utf8_lossy(&maps).into_owned())
+        Ok(String::from_utf8_lossy(&self.maps_as_told()?).into_owned())
+    }
+
+    /// The same with names as they are, which may be no text.
+    pub(super) fn maps_as_told(&self) -> Result<Vec<u8>, TraceeError> {
+        crate::proc::read(self.pid, "maps").map_err(|e| tasks::io_error("reading maps", self.pid, &e))
     }
 
     pub(super) fn free_range(&self, maps: &str, len: u64, avoid: &[(u64, u64)]) -> Result<u64, TraceeError> {

@@ -124,7 +124,8 @@ impl Tracee {
         let len = stub::stub_len(self.threads.len() + stub::MORE_THREADS);
         // Of somebody who has the same memory and was frozen later they are old: then the place is taken, and
         // another one is looked for.
-        let maps = self.maps.take().map_or_else(|| self.maps(), Ok)?;
+        let maps = self.maps.take().map_or_else(|| self.maps_as_told(), Ok)?;
+        let maps = String::from_utf8_lossy(&maps);
         Ok(Plan { at: self.free_range(&maps, len, avoid)?, len, gate: self.vdso_syscall(&maps)? })
     }
 

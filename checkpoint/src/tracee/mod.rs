@@ -122,7 +122,7 @@ pub struct Tracee {
     mem: File,
     live: bool,
     /// Its mappings as they were when it had just been frozen, for the stub's place.
-    maps: Option<String>,
+    maps: Option<Vec<u8>>,
     /// All that was set is in its threads.
     settled: bool,
     not_send: PhantomData<*const ()>,
@@ -190,16 +190,17 @@ impl Tracee {
         let mut seized: BTreeSet<i32> = BTreeSet::new();
         let mut leader_has_ended = false;
         for _ in 0..FREEZE_ROUNDS {
-            let fresh: Vec<i32> = tasks::list(pid)?.into_iter().filter(|tid| !seized.contains(tid)).collect();
+            let fresh = tasks::unseized(pid, &seized, self.threads.len() == seized.len())?;
             if fresh.is_empty() {
                 self.threads.sort_by_key(|thread| (thread.found.tid != pid, thread.found.tid));
-                let maps = self.maps()?;
-                self.stub = self.find_stub(&maps);
+                let maps = self.maps_as_told()?;
+                self.stub = self.find_stub(&String::from_utf8_lossy(&maps));
                 self.maps = self.stub.is_none().then_some(maps);
                 return Ok(());
             }
             let deadline = Instant::now() + STOP_LIMIT;
             let mut asked = Vec::with_capacity(fresh.len());
+            // None of them is woken before all are seized: they share a lock with who seizes the next one.
             for tid in fresh {
                 match tasks::seize(pid, tid)? {
                     Seized::Yes => {}
@@ -211,10 +212,12 @@ impl Tracee {
                     }
                 }
                 under_way.insert(tid);
-                ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
-                interrupted(tid);
                 seized.insert(tid);
                 asked.push(tid);
+            }
+            for &tid in &asked {
+                ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e))?;
+                interrupted(tid);
             }
             if seized.len() > MAX_THREADS {
                 return Err(TraceeError::Unfit { pid, what: "it has too many threads" });
@@ -289,6 +292,11 @@ impl Tracee {
     /// TID of thread `i`; the leader is 0.
     pub fn tid(&self, i: usize) -> i32 {
         self.threads[i].found.tid
+    }
+
+    /// What `maps` said when the last thread stood still, if no stub was there and none has been made since.
+    pub fn maps_at_freeze(&self) -> Option<&[u8]> {
+        self.maps.as_deref()
     }
 
     /// Index of the thread with this TID.

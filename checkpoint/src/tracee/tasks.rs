@@ -3,6 +3,7 @@
 use super::naps::Naps;
 use super::{ALL_SIGNALS, ThreadState, TraceeError};
 use crate::image::RseqImage;
+use crate::sys::bpf::threads;
 use crate::sys::ptrace::{self, Regs, Stop};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
@@ -24,6 +25,20 @@ const ENDS_LIMIT: Duration = Duration::from_secs(1);
 pub fn list(pid: i32) -> Result<Vec<i32>, TraceeError> {
     let dir = fs::read_dir(format!("/proc/{pid}/task")).map_err(|e| io_error("listing threads", pid, &e))?;
     Ok(dir.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Threads of a process that are not seized yet. `complete`: those that are stand still, all of them: then their
+/// number tells whether there are others, and nothing is looked up in `/proc` that the kernel would have to
+/// forget when they end.
+pub fn unseized(pid: i32, seized: &BTreeSet<i32>, complete: bool) -> Result<Vec<i32>, TraceeError> {
+    let all = match seized.is_empty() {
+        // If one ends meanwhile, others may be missing: they are found the next time.
+        true => threads::of_many(pid).map(|all| all.iter().map(|thread| thread.tid).collect()),
+        false if complete && crate::proc::thread_count(pid) == seized.len() => return Ok(Vec::new()),
+        false => None,
+    };
+    let all = all.map_or_else(|| list(pid), Ok)?;
+    Ok(all.into_iter().filter(|tid| !seized.contains(tid)).collect())
 }
 
 pub fn io_error(operation: &'static str, tid: i32, error: &std::io::Error) -> TraceeError {
