@@ -21,6 +21,7 @@ mod error;
 mod inject;
 mod install;
 mod naps;
+mod new_threads;
 mod offspring;
 pub mod restart;
 mod stops;
@@ -30,6 +31,7 @@ mod tasks;
 pub use batch::{Call, Jobs, Reply, must_each_of};
 pub use error::TraceeError;
 pub use install::install_stubs;
+pub use new_threads::NewThread;
 pub use offspring::Offspring;
 
 use crate::image::RseqImage;
