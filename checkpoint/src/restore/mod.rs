@@ -445,7 +445,7 @@ impl<'a> Rebuild<'a> {
     /// Makes the other threads, under their TIDs; a task that has them already needs none. All contents must have
     /// been placed: the threads register what is in them.
     pub fn make_threads(&mut self) -> Result<(), RestoreError> {
-        self.filled.born = new_threads::make(self.tracee, self.image, self.options)?;
+        self.filled.born = new_threads::make(self.tracee, self.image)?;
         Ok(())
     }
 

@@ -91,11 +91,10 @@ pub fn set_threads(
     };
     let leaders = credentials(&image.creds)?;
     let calls_of = |(n, thread): (usize, &ThreadImage)| -> Result<Vec<Call>, RestoreError> {
-        let has_called = n > 0 && born.is_some();
-        let mut calls = if has_called { Vec::new() } else { calls_of(thread) };
-        if options.misc && !has_called {
-            calls.extend(super::traits::of_thread(&thread.traits, None));
-        }
+        let mut calls = match born.filter(|_| n > 0) {
+            Some(born) => born.lacks(thread, options),
+            None => calls_of(thread, options),
+        };
         match &thread.creds {
             Some(own) => calls.extend(credentials(own)?),
             None => calls.extend_from_slice(&leaders),
@@ -153,7 +152,7 @@ impl Schedule {
 }
 
 /// What a thread must call for itself.
-fn calls_of(thread: &ThreadImage) -> Vec<Call> {
+fn calls_of(thread: &ThreadImage, options: RebuildOptions) -> Vec<Call> {
     let args = [thread.clear_child_tid, 0, 0, 0, 0, 0];
     let mut calls = vec![Call::must("set_tid_address", libc::SYS_set_tid_address, args)];
     calls.extend(set_robust_list(thread));
@@ -161,6 +160,9 @@ fn calls_of(thread: &ThreadImage) -> Vec<Call> {
     calls.extend(register_rseq(thread));
     calls.push(name(thread));
     calls.extend(set_timer_slack(thread));
+    if options.misc {
+        calls.extend(super::traits::of_thread(&thread.traits, None));
+    }
     calls
 }
 
@@ -209,7 +211,7 @@ pub fn set_registers(
     was: &CpuImage,
 ) -> Result<(), RestoreError> {
     tracee.set_regs(i, regs);
-    let area = xstate::fit(&thread.xstate, was, &tracee.original(i).xstate, CpuImage::here());
+    let area = xstate::fit(&thread.xstate, was, &tracee.original(0).xstate, CpuImage::here());
     tracee.set_xstate(i, area.map_err(RestoreError::Unfit)?);
     tracee.set_sigmask(i, thread.sigmask);
     Ok(())

@@ -113,7 +113,8 @@ impl Call {
         self
     }
 
-    /// It makes a thread, which goes into the hold loop.
+    /// It makes a thread, which goes into the hold loop, or runs records of its own first
+    /// (`stub::RECORD_CLONES`).
     pub fn makes_thread(mut self) -> Call {
         self.flags |= stub::RECORD_CLONES;
         self

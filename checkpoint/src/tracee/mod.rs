@@ -59,7 +59,7 @@ pub struct ThreadState {
     pub tid: i32,
     /// Registers as found at the stop (an rseq critical section already aborted).
     pub regs: Regs,
-    /// Extended state.
+    /// Extended state; empty of a thread that was made by injection.
     pub xstate: Vec<u8>,
     /// Blocked signals.
     pub sigmask: u64,

@@ -22,8 +22,7 @@
 
 use super::batch::{Round, Slice, Started};
 use super::{Call, MAX_THREADS, Stub, Thread, ThreadState, Tracee, TraceeError, stub, tasks};
-use crate::image::RseqImage;
-use crate::sys::ptrace;
+use crate::sys::ptrace::{self, Regs};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -99,7 +98,7 @@ impl Tracee {
                     .map_err(|e| TraceeError::kernel("PTRACE_SETOPTIONS", new, e))?;
             }
         }
-        self.push_made(tasks::read_made(new, &self.threads[0].found)?);
+        self.push_made(tasks::read_made(new)?);
         Ok(self.threads.len() - 1)
     }
 
@@ -107,24 +106,24 @@ impl Tracee {
     /// hold loop then. The new ones come in any order. Thread `maker` makes them: what it has of its own, they
     /// share (clone(2)). After an error those that were made are there.
     pub fn add_threads(&mut self, maker: usize, new: &[NewThread]) -> Result<(), TraceeError> {
+        if new.is_empty() {
+            return Ok(());
+        }
         if self.threads.len() + new.len() > MAX_THREADS {
             return Err(TraceeError::Unfit { pid: self.pid, what: "it has too many threads" });
         }
-        let one_namespace = self.is_in_our_pid_namespace();
         new.iter().flat_map(|thread| &thread.calls).try_for_each(|call| self.refuse_unfit(call))?;
-        let (mut rest, mut last) = (new, None);
-        while !rest.is_empty() {
+        if new.chunks(1).any(|alone| fitting(alone) == 0) {
+            return Err(TraceeError::Unfit { pid: self.pid, what: "a thread has too many calls to make" });
+        }
+        let one_namespace = self.is_in_our_pid_namespace();
+        let (mut rest, mut last, mut made) = (new, None, Ok(()));
+        while made.is_ok() && !rest.is_empty() {
             let (some, others) = rest.split_at(fitting(rest));
-            if some.is_empty() {
-                return Err(TraceeError::Unfit {
-                    pid: self.pid,
-                    what: "a thread has too many calls to make",
-                });
-            }
-            self.make_some(maker, some, one_namespace, &mut last)?;
+            made = self.make_some(maker, some, one_namespace, &mut last);
             rest = others;
         }
-        last.map_or(Ok(()), |mut last| self.stand(&mut last))
+        made.and(last.map_or(Ok(()), |mut last| self.stand(&mut last)))
     }
 
     /// Makes as many as one round has room for. `last`: those of the round before, which have been asked to stop.
@@ -191,10 +190,10 @@ impl Tracee {
         let first = self.threads.len();
         let new: Vec<i32> =
             if one_namespace { made.map(|tid| tid as i32).collect() } else { self.unknown()? };
-        let standing = self.holding_state(stub);
+        let regs = self.holding_registers(stub);
         for tid in new {
             ptrace::seize(tid, self.options).map_err(|e| TraceeError::kernel("PTRACE_SEIZE", tid, e))?;
-            self.push_made(ThreadState { tid, ..standing.clone() });
+            self.push_made(tasks::made(tid, regs));
         }
         Ok(first..self.threads.len())
     }
@@ -205,13 +204,13 @@ impl Tracee {
         Ok(tasks::list(self.pid)?.into_iter().filter(|tid| !known.contains(tid)).collect())
     }
 
-    /// What a thread is in that was made by one in the stub.
-    fn holding_state(&self, stub: Stub) -> ThreadState {
-        let ThreadState { mut regs, xstate, .. } = self.threads[0].found.clone();
+    /// Those of a thread that was made by one in the stub.
+    fn holding_registers(&self, stub: Stub) -> Regs {
+        let mut regs = self.threads[0].found.regs;
         regs.set_rip(stub.at + stub::CODE_HOLD);
         // In no call that the kernel would restart.
         regs.set_orig_rax(u64::MAX);
-        ThreadState { tid: 0, regs, xstate, sigmask: super::ALL_SIGNALS, rseq: RseqImage::default() }
+        regs
     }
 
     /// A thread that was made by injection.
