@@ -143,9 +143,13 @@ impl Tracee {
         self.await_done(&mut started);
         self.interrupt_all(&mut started);
         self.halt_all(&mut started);
-        let made = self.results(&started.round, new.len())?;
-        let here = self.seize_made(stub, made.into_iter().filter(|&tid| tid > 0), one_namespace)?;
-        started.going = (1..).zip(here).collect();
+        let made = self.results(&started.round, new.len());
+        let here = made
+            .and_then(|made| self.seize_made(stub, made.into_iter().filter(|&tid| tid > 0), one_namespace));
+        match here {
+            Ok(here) => started.going = (1..).zip(here).collect(),
+            Err(error) => return started.result.and(Err(error)),
+        }
         self.await_done(&mut started);
         self.interrupt_all(&mut started);
         let failed = std::mem::replace(&mut started.result, Ok(()));
@@ -164,7 +168,8 @@ impl Tracee {
         std::mem::replace(&mut asked.result, Ok(()))
     }
 
-    /// The error of the first call that has failed.
+    /// The error of the first call that has failed. Where TIDs are another namespace's it may name another of the
+    /// new threads: which of them has which slot they do not tell.
     fn tell_failures(
         &self,
         started: &Started,
