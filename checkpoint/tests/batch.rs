@@ -1,6 +1,6 @@
 //! Batches of injected calls on the live kernel.
 
-use checkpoint::tracee::{Call, Recovered, Tracee, TraceeError, recover};
+use checkpoint::tracee::{Call, NewThread, Recovered, Tracee, TraceeError, recover};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -290,4 +290,112 @@ fn a_killed_tracer_loses_nothing() {
         assert_eq!(line, "usr1\n");
         assert_eq!(fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps"), before);
     }
+}
+
+/// TIDs that nobody has, from the highest down.
+fn free_tids(count: usize) -> Vec<i32> {
+    let most = fs::read_to_string("/proc/sys/kernel/pid_max").expect("pid_max");
+    let most: i32 = most.trim().parse().expect("a number");
+    (1..most).rev().filter(|tid| !fs::exists(format!("/proc/{tid}")).expect("looks")).take(count).collect()
+}
+
+fn name(text: &str) -> Call {
+    let args = [libc::PR_SET_NAME as u64, 0, 0, 0, 0, 0];
+    Call::must("naming", libc::SYS_prctl, args).string(1, text.as_bytes())
+}
+
+fn end_others(tracee: &mut Tracee) {
+    for i in (1..tracee.thread_count()).rev() {
+        tracee.end_thread(i).expect("ends");
+    }
+}
+
+#[test]
+fn new_threads_have_made_their_calls_when_they_stand() {
+    let victim = Victim::idle();
+    let mut tracee = victim.frozen();
+    // More than a round has room for; some have nothing to call.
+    let calls = |n: usize| (0..n % 7).map(|k| name(&format!("{n} {k}"))).collect::<Vec<Call>>();
+    let thread = |(n, &tid): (usize, &i32)| NewThread { tid, clear_child_tid: 0, calls: calls(n) };
+    let tids = free_tids(700);
+    let new: Vec<NewThread> = tids.iter().enumerate().map(thread).collect();
+    tracee.add_threads(0, &new).expect("makes them");
+    assert_eq!(tracee.thread_count(), 701);
+    for (n, &tid) in tids.iter().enumerate() {
+        assert!(tracee.index_of(tid).is_some(), "thread {tid} is not known");
+        assert_eq!(state(tid), 't');
+        let found = fs::read_to_string(format!("/proc/{tid}/comm")).expect("a name");
+        let wanted = if n % 7 == 0 { "python3".to_string() } else { format!("{n} {}", n % 7 - 1) };
+        assert_eq!(found.trim(), wanted);
+    }
+    // They can be used as any other.
+    let ask = [ask(libc::SYS_gettid)];
+    let jobs: Vec<(usize, &[Call])> = (1..701).map(|i| (i, ask.as_slice())).collect();
+    let replies = tracee.must_each(&jobs).expect("runs");
+    assert!(replies.iter().zip(1..).all(|(replies, i)| replies[0].value == i64::from(tracee.tid(i))));
+    end_others(&mut tracee);
+    tracee.thaw().expect("thaws");
+    until("it sleeps on", || state(victim.pid()) == 'S');
+}
+
+#[test]
+fn what_fails_of_new_threads_is_named() {
+    let victim = Victim::idle();
+    let mut tracee = victim.frozen();
+    let tids = free_tids(3);
+    let new = |calls: [Vec<Call>; 3]| -> Vec<NewThread> {
+        let thread = |(&tid, calls)| NewThread { tid, clear_child_tid: 0, calls };
+        tids.iter().zip(calls).map(thread).collect()
+    };
+    let fails = || Call::must("closing nothing", libc::SYS_close, [9999, 0, 0, 0, 0, 0]);
+    let calls = [vec![name("first")], vec![fails(), name("never")], vec![name("third")]];
+    let error = tracee.add_threads(0, &new(calls)).expect_err("fails");
+    let TraceeError::Inside { operation: "closing nothing", tid, errno: Errno::EBADF } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(tid, tids[1]);
+    let found = |tid: i32| fs::read_to_string(format!("/proc/{tid}/comm")).expect("a name");
+    assert_eq!((found(tids[0]).trim(), found(tids[1]).trim()), ("first", "python3"));
+    end_others(&mut tracee);
+    // A number that is taken: those before it are there.
+    let mut taken = new([vec![name("first")], vec![], vec![]]);
+    taken[1].tid = victim.pid();
+    let error = tracee.add_threads(0, &taken).expect_err("fails");
+    let TraceeError::Inside { operation: "making a thread", errno: Errno::EEXIST, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!((tracee.thread_count(), found(tids[0]).trim()), (2, "first"));
+    end_others(&mut tracee);
+    let error = tracee.add_threads(0, &new([vec![], vec![], vec![name("a\0b")]])).expect_err("is refused");
+    assert!(matches!(error, TraceeError::Unfit { .. }), "{error}");
+    let many = vec![ask(libc::SYS_getpid); 600];
+    let error = tracee.add_threads(0, &new([vec![], vec![], many])).expect_err("is refused");
+    assert!(matches!(error, TraceeError::Unfit { .. }), "{error}");
+    end_others(&mut tracee);
+    tracee.thaw().expect("thaws");
+    until("it sleeps on", || state(victim.pid()) == 'S');
+}
+
+#[test]
+fn a_stop_meanwhile_does_not_keep_new_threads_from_their_calls() {
+    let victim = Victim::idle();
+    let pid = victim.pid();
+    let mut tracee = victim.frozen();
+    let thread = |tid: i32| NewThread { tid, clear_child_tid: 0, calls: vec![nap(400), name("through")] };
+    let new: Vec<NewThread> = free_tids(5).into_iter().map(thread).collect();
+    let stopper = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(150));
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("sent");
+    });
+    tracee.add_threads(0, &new).expect("makes them");
+    stopper.join().expect("has sent it");
+    for thread in &new {
+        let found = fs::read_to_string(format!("/proc/{}/comm", thread.tid)).expect("a name");
+        assert_eq!(found.trim(), "through");
+    }
+    end_others(&mut tracee);
+    tracee.thaw().expect("thaws");
+    until("it is stopped", || state(pid) == 'T');
+    kill(Pid::from_raw(pid), Signal::SIGCONT).expect("sent");
+    until("it sleeps on", || state(pid) == 'S');
 }

@@ -197,7 +197,6 @@ fn move_in(victim: &Victim) -> (Guest, Tracee) {
     let mut tracee = Tracee::adopt(pid).expect("adopts");
     let avoid: Vec<(u64, u64)> = image.mm.vmas.iter().map(|vma| (vma.start, vma.end)).collect();
     tracee.install_stub(&avoid).expect("a stub");
-    restore::add_threads(&mut tracee, &image).expect("threads");
     let mut rebuild =
         Rebuild::begin(&mut tracee, &image, &mut ByPath, RebuildOptions::guest()).expect("memory");
     dump::for_each_run(&original, &image.mm, |run| {
@@ -209,6 +208,7 @@ fn move_in(victim: &Victim) -> (Guest, Tracee) {
         Ok::<(), DumpError>(())
     })
     .expect("pages");
+    rebuild.make_threads().expect("threads");
     let listener = supervisor::install(rebuild.tracee(), image.pid).expect("a filter");
     rebuild.finish().expect("rebuilt");
     let (sender, retreats) = channel();

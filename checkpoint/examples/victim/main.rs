@@ -13,6 +13,7 @@ mod clocks;
 mod deadlines;
 mod files;
 mod futexes;
+mod heirs;
 mod huge_pages;
 mod identity;
 mod memory;
@@ -106,6 +107,8 @@ fn main() {
         "traits" => traits::run(&meeting),
         "threads" => threads::run(&meeting),
         "schedules" => schedules::run(&meeting),
+        "heirs" => heirs::run(&meeting, false),
+        "heirs-of-another" => heirs::run(&meeting, true),
         "futexes" => futexes::run(&meeting),
         "membarrier" => threads::membarrier(&meeting),
         "signals" => signals::run(&meeting),

@@ -2,12 +2,31 @@
 
 use super::RestoreError;
 use crate::image::CredsImage;
+use crate::proc::status::Status;
 use crate::tracee::Call;
 
 /// Highest capability there is (CAP_CHECKPOINT_RESTORE) plus one.
 const CAPABILITIES: u64 = 41;
 /// Most groups that a batch's arguments have room for.
 const MAX_GROUPS: usize = 16_384;
+
+/// Those of thread `tid` of process `pid`, whose secure bits are known. `None`: they cannot be read.
+pub fn of(pid: i32, tid: i32, securebits: u32) -> Option<CredsImage> {
+    let status = Status::of_thread(pid, tid).ok()?;
+    let ids = |key| <[u32; 4]>::try_from(status.numbers(key)).ok();
+    let mut caps = [0; 5];
+    for (mask, key) in caps.iter_mut().zip(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]) {
+        *mask = status.mask(key)?;
+    }
+    Some(CredsImage {
+        uids: ids("Uid")?,
+        gids: ids("Gid")?,
+        groups: status.numbers("Groups"),
+        caps,
+        securebits,
+        no_new_privs: status.decimal("NoNewPrivs")? == 1,
+    })
+}
 
 /// What a thread must call to get these credentials, with at most the capabilities `allowed`.
 pub fn calls(creds: &CredsImage, allowed: u64) -> Result<Vec<Call>, RestoreError> {

@@ -20,8 +20,8 @@
 
 use super::births::Births;
 use super::{
-    FileSource, Filled, Rebuild, RebuildOptions, RestoreError, add_threads, go_on, groups, reports, seal,
-    terminals, together,
+    FileSource, Filled, Rebuild, RebuildOptions, RestoreError, go_on, groups, reports, seal, terminals,
+    together,
 };
 use crate::image::ProcessImage;
 use crate::image::stream::{Item, StreamReader};
@@ -198,7 +198,6 @@ impl<'a> Family<'a> {
         if member.born.is_some() && image.shares.files == 0 {
             surroundings.give_files(who, self.images, &mut member.tracee)?;
         }
-        add_threads(&mut member.tracee, image)?;
         let mut rebuild = match (parent, member.born) {
             (Some(parent), Some(Memory::Parents)) => {
                 Rebuild::begin_child(&mut member.tracee, image, parent, surroundings, options)?
@@ -225,6 +224,7 @@ impl<'a> Family<'a> {
             }
         };
         rebuild.end_of_contents()?;
+        rebuild.make_threads()?;
         member.filled = Some(rebuild.set_aside());
         Ok(next)
     }

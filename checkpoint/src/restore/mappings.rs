@@ -308,6 +308,14 @@ impl Contents {
         // Before anything is locked: guards are refused there (madvise(2)).
         make_guards(tracee, &self.guards)?;
         let mut plan = Plan::default();
+        for (flag, advice) in ADVICE {
+            // Stacks of many threads stand side by side.
+            for run in runs(&self.vmas, flag) {
+                let length = run[run.len() - 1].end - run[0].start;
+                let args = [run[0].start, length, advice as u64, 0, 0, 0];
+                plan.push(&run[0], Call::must("madvise for", libc::SYS_madvise, args));
+            }
+        }
         for vma in &self.vmas {
             if matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall) {
                 continue;
@@ -321,11 +329,6 @@ impl Contents {
             }
             if huge::is_protected_late(vma) {
                 plan.push(vma, self.keys.protect(vma));
-            }
-            for (flag, advice) in ADVICE {
-                if vma.flags.contains(flag) {
-                    plan.push(vma, advise(vma, advice));
-                }
             }
             if vma.flags.contains(VmaFlags::LOCKED) {
                 let on_fault = u64::from(vma.flags.contains(VmaFlags::LOCKONFAULT));
@@ -352,6 +355,16 @@ impl Contents {
         tracee.must_all(0, &self.keys.settle())?;
         Ok(())
     }
+}
+
+/// Mappings with a flag, those together that have no gap between them.
+fn runs(vmas: &[Vma], flag: VmaFlags) -> impl Iterator<Item = &[Vma]> {
+    let has = move |vma: &Vma| {
+        let special = matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall);
+        !special && vma.flags.contains(flag)
+    };
+    let runs = vmas.chunk_by(move |one, next| has(one) && has(next) && one.end == next.start);
+    runs.filter(move |run| has(&run[0]))
 }
 
 fn make_guards(tracee: &mut Tracee, guards: &[(u64, u64)]) -> Result<(), RestoreError> {

@@ -18,6 +18,7 @@ mod layout;
 mod locks;
 mod mappings;
 mod nameless;
+mod new_threads;
 pub mod objects;
 mod one_cpu;
 mod pipes;
@@ -53,6 +54,7 @@ use crate::sys::ptrace::Regs;
 use crate::tracee::{Tracee, TraceeError};
 use cow::Inherited;
 use mappings::Contents;
+use new_threads::Inheritance;
 use pkeys::Keys;
 use std::os::unix::fs::FileExt;
 
@@ -283,24 +285,17 @@ pub struct Rebuild<'a> {
 pub(crate) struct Filled {
     contents: Contents,
     inherited: Option<Inherited>,
+    /// Its other threads have been made with all that is theirs, but for credentials; they have this of the leader.
+    born: Option<Inheritance>,
     /// The task that is its parent and whose memory it has not inherited.
     parent: Option<i32>,
     queue_after: Vec<SigInfo>,
 }
 
-/// Makes the threads of the image, beside the leader that is there, under their TIDs.
-pub fn add_threads(tracee: &mut Tracee, image: &ProcessImage) -> Result<(), RestoreError> {
-    let with = |first: i32| {
-        image.threads.iter().skip(1).filter(move |one| one.apart.fs_with == first).map(|one| one.tid)
-    };
-    tracee.add_threads(0, &with(0).collect::<Vec<i32>>())?;
-    for first in image.threads.iter().filter(|thread| thread.apart.fs.is_some()) {
-        let maker = threads::place(tracee, first.tid)?;
-        let args = [libc::CLONE_FS as u64, 0, 0, 0, 0, 0];
-        tracee.must(maker, "unshare", libc::SYS_unshare, args)?;
-        tracee.add_threads(maker, &with(first.tid).collect::<Vec<i32>>())?;
+impl Filled {
+    fn with(contents: Contents, inherited: Option<Inherited>) -> Filled {
+        Filled { contents, inherited, born: None, parent: None, queue_after: Vec::new() }
     }
-    Ok(())
 }
 
 impl<'a> Rebuild<'a> {
@@ -322,7 +317,7 @@ impl<'a> Rebuild<'a> {
         let keys = Keys::arrange(tracee, &image.mm)?;
         let contents = mappings::map_all(tracee, &image.mm.vmas, image, files, keys)?;
         traits::set_policies(tracee, &image.traits, None)?;
-        let filled = Filled { contents, inherited: None, parent: None, queue_after: Vec::new() };
+        let filled = Filled::with(contents, None);
         Ok(Rebuild { tracee, image, options, filled })
     }
 
@@ -345,7 +340,7 @@ impl<'a> Rebuild<'a> {
         let keys = Keys::arrange(tracee, &image.mm)?;
         let (contents, inherited) = cow::fit(tracee, image, kept, files, keys)?;
         traits::set_policies(tracee, &image.traits, Some(&parent.traits))?;
-        let filled = Filled { contents, inherited: Some(inherited), parent: None, queue_after: Vec::new() };
+        let filled = Filled::with(contents, Some(inherited));
         Ok(Rebuild { tracee, image, options, filled })
     }
 
@@ -359,7 +354,7 @@ impl<'a> Rebuild<'a> {
         check_cpu(image, tracee, options)?;
         check_node_affairs(image, options)?;
         let contents = Contents::default();
-        let filled = Filled { contents, inherited: None, parent: None, queue_after: Vec::new() };
+        let filled = Filled::with(contents, None);
         Ok(Rebuild { tracee, image, options, filled })
     }
 
@@ -447,6 +442,13 @@ impl<'a> Rebuild<'a> {
         }
     }
 
+    /// Makes the other threads, under their TIDs; a task that has them already needs none. All contents must have
+    /// been placed: the threads register what is in them.
+    pub fn make_threads(&mut self) -> Result<(), RestoreError> {
+        self.filled.born = new_threads::make(self.tracee, self.image)?;
+        Ok(())
+    }
+
     /// Signals to be queued behind those that the image has pending.
     pub fn queue_after(&mut self, signals: Vec<SigInfo>) {
         self.filled.queue_after = signals;
@@ -462,7 +464,7 @@ impl<'a> Rebuild<'a> {
     /// Rebuilds the rest, and leaves the task in the stub; [`seal`] takes that away.
     fn complete(self) -> Result<(&'a mut Tracee, &'a ProcessImage, RebuildOptions), RestoreError> {
         let Rebuild { tracee, image, options, filled } = self;
-        let Filled { contents, queue_after, .. } = filled;
+        let Filled { contents, queue_after, born, .. } = filled;
         contents.settle(tracee)?;
         if options.epolls {
             files::make_epolls(tracee, &image.files)?;
@@ -497,7 +499,7 @@ impl<'a> Rebuild<'a> {
             // While the threads have the right to.
             seccomp::install(tracee, &order, image)?;
         }
-        threads::set_threads(tracee, &order, image, options)?;
+        threads::set_threads(tracee, &order, image, options, born.as_ref())?;
         signals::queue_pending(tracee, image, &order, &queue_after, options.clocks)?;
         // Changing credentials has reset it (credentials(7), PR_SET_DUMPABLE).
         let mut calls = if options.credentials.is_some() { layout::dumpable(image) } else { Vec::new() };

@@ -4,9 +4,9 @@
 //! the process is, and not what it does. What changes that must succeed.
 
 use super::RestoreError;
-use crate::image::traits::{MAX_NODE, PolicyImage, ProcessTraits, ThreadTraits};
+use crate::image::traits::{MAX_NODE, NODE_WORDS, PolicyImage, ProcessTraits, ThreadTraits};
 use crate::image::{MmImage, ProcessImage};
-use crate::tracee::{Call, Tracee};
+use crate::tracee::{Call, Reply, Tracee};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -23,22 +23,35 @@ const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
 /// The last part of the extended state that has to be asked for (AMX tile data, APX is given to all).
 const TILE_DATA: u64 = 18;
 
-/// What a thread must call for itself, while it has the right to.
-pub fn of_thread(traits: &ThreadTraits) -> Vec<Call> {
-    let prctl = |option: u64, value: u64| [option, value, 0, 0, 0, 0];
-    let args = [traits.personality.into(), 0, 0, 0, 0, 0];
-    let mut calls = vec![Call::must("personality", libc::SYS_personality, args)];
-    let args = [traits.policy.mode.into(), 0, MAX_NODE, 0, 0, 0];
-    calls.push(Call::may("set_mempolicy", libc::SYS_set_mempolicy, args).input(1, &nodes(&traits.policy)));
-    let tsc = if traits.tsc_faults { libc::PR_TSC_SIGSEGV } else { libc::PR_TSC_ENABLE };
-    calls.push(Call::must("PR_SET_TSC", libc::SYS_prctl, prctl(libc::PR_SET_TSC as u64, tsc as u64)));
+fn prctl(option: u64, value: u64) -> [u64; 6] {
+    [option, value, 0, 0, 0, 0]
+}
+
+/// What a thread must call for itself, while it has the right to. `has`: what it has been asked for ([`told`]).
+pub fn of_thread(traits: &ThreadTraits, has: Option<&ThreadTraits>) -> Vec<Call> {
+    let mut calls = Vec::new();
+    if has.is_none_or(|has| has.personality != traits.personality) {
+        let args = [traits.personality.into(), 0, 0, 0, 0, 0];
+        calls.push(Call::must("personality", libc::SYS_personality, args));
+    }
+    if has.is_none_or(|has| has.policy != traits.policy) {
+        let args = [traits.policy.mode.into(), 0, MAX_NODE, 0, 0, 0];
+        let call = Call::may("set_mempolicy", libc::SYS_set_mempolicy, args);
+        calls.push(call.input(1, &nodes(&traits.policy)));
+    }
+    if has.is_none_or(|has| has.tsc_faults != traits.tsc_faults) {
+        let tsc = if traits.tsc_faults { libc::PR_TSC_SIGSEGV } else { libc::PR_TSC_ENABLE };
+        calls.push(Call::must("PR_SET_TSC", libc::SYS_prctl, prctl(libc::PR_SET_TSC as u64, tsc as u64)));
+    }
     if traits.cpuid_faults {
         // A program that interprets cpuid itself does not run where it cannot.
         calls.push(Call::must("ARCH_SET_CPUID", libc::SYS_arch_prctl, prctl(ARCH_SET_CPUID, 0)));
     }
-    let args =
-        [libc::PR_MCE_KILL as u64, libc::PR_MCE_KILL_SET as u64, traits.memory_failure.into(), 0, 0, 0];
-    calls.push(Call::may("PR_MCE_KILL", libc::SYS_prctl, args));
+    if has.is_none_or(|has| has.memory_failure != traits.memory_failure) {
+        let args =
+            [libc::PR_MCE_KILL as u64, libc::PR_MCE_KILL_SET as u64, traits.memory_failure.into(), 0, 0, 0];
+        calls.push(Call::may("PR_MCE_KILL", libc::SYS_prctl, args));
+    }
     if traits.io_flusher {
         calls.push(Call::must("PR_SET_IO_FLUSHER", libc::SYS_prctl, prctl(PR_SET_IO_FLUSHER, 1)));
     }
@@ -53,6 +66,34 @@ pub fn of_thread(traits: &ThreadTraits) -> Vec<Call> {
         }
     }
     calls
+}
+
+/// What [`of_thread`] would set anyway, in the order in which [`told`] takes the replies.
+pub fn questions() -> [Call; 4] {
+    [
+        Call::may("personality", libc::SYS_personality, prctl(u32::MAX.into(), 0)),
+        Call::may("get_mempolicy", libc::SYS_get_mempolicy, [0, 0, MAX_NODE, 0, 0, 0])
+            .output(0, 8)
+            .output(1, NODE_WORDS * 8),
+        Call::may("PR_GET_TSC", libc::SYS_prctl, prctl(libc::PR_GET_TSC as u64, 0)).output(1, 8),
+        Call::may("PR_MCE_KILL_GET", libc::SYS_prctl, prctl(libc::PR_MCE_KILL_GET as u64, 0)),
+    ]
+}
+
+/// What a thread has told. What it has not is taken for something that no thread has: then it is set.
+pub fn told(replies: &[Reply]) -> ThreadTraits {
+    let word = |bytes: &[u8]| u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    let [personality, policy, tsc, memory_failure] = replies else { return ThreadTraits::default() };
+    let mut nodes = [0; NODE_WORDS];
+    nodes.iter_mut().zip(policy.answer(1).chunks_exact(8)).for_each(|(to, from)| *to = word(from));
+    let mode = if policy.value == 0 { word(policy.answer(0)) as u32 } else { u32::MAX };
+    ThreadTraits {
+        personality: u32::try_from(personality.value).unwrap_or(u32::MAX),
+        policy: PolicyImage { mode, nodes },
+        tsc_faults: tsc.value != 0 || word(tsc.answer(0)) as i32 == libc::PR_TSC_SIGSEGV,
+        memory_failure: u8::try_from(memory_failure.value).unwrap_or(u8::MAX),
+        ..ThreadTraits::default()
+    }
 }
 
 fn nodes(policy: &PolicyImage) -> Vec<u8> {

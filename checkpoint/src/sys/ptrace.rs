@@ -196,8 +196,8 @@ pub fn xstate(tid: i32) -> Result<Vec<u8>, Errno> {
 
 /// Writes the whole extended state.
 pub fn set_xstate(tid: i32, area: &[u8]) -> Result<(), Errno> {
-    let mut copy = area.to_vec();
-    let mut iov = libc::iovec { iov_base: copy.as_mut_ptr().cast(), iov_len: copy.len() };
+    // The kernel only reads it.
+    let mut iov = libc::iovec { iov_base: area.as_ptr().cast_mut().cast(), iov_len: area.len() };
     call(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize).map(drop)
 }
 

@@ -113,7 +113,8 @@ impl Call {
         self
     }
 
-    /// It makes a thread, which goes into the hold loop.
+    /// It makes a thread, which goes into the hold loop, or runs records of its own first
+    /// (`stub::RECORD_CLONES`).
     pub fn makes_thread(mut self) -> Call {
         self.flags |= stub::RECORD_CLONES;
         self
@@ -130,7 +131,7 @@ impl Call {
     }
 
     /// Bytes it needs in the argument area.
-    fn pointed_len(&self) -> usize {
+    pub(super) fn pointed_len(&self) -> usize {
         self.pointed.iter().map(|pointed| pointed.bytes.len().next_multiple_of(8)).sum()
     }
 }
@@ -156,18 +157,18 @@ impl Reply {
 }
 
 /// Calls of one job that one round runs.
-struct Slice {
-    job: usize,
-    first: usize,
+pub(super) struct Slice {
+    pub job: usize,
+    pub first: usize,
     /// Its first record's number.
-    record: usize,
-    count: usize,
+    pub record: usize,
+    pub count: usize,
 }
 
 /// What one round writes into the stub.
-struct Round {
+pub(super) struct Round {
     stub: Stub,
-    slices: Vec<Slice>,
+    pub slices: Vec<Slice>,
     records: Vec<u8>,
     arguments: Vec<u8>,
     has_answers: bool,
@@ -188,13 +189,13 @@ impl Progress {
 }
 
 /// A round under way.
-struct Started {
-    round: Round,
+pub(super) struct Started {
+    pub round: Round,
     /// Slots and threads that run.
-    going: Vec<(usize, usize)>,
-    result: Result<(), TraceeError>,
+    pub going: Vec<(usize, usize)>,
+    pub result: Result<(), TraceeError>,
     /// Stops that they have made on their way.
-    stops: u32,
+    pub stops: u32,
 }
 
 /// The jobs of one process: threads, and what each is to call.
@@ -323,7 +324,7 @@ impl Tracee {
         Ok(replies)
     }
 
-    fn all_have_succeeded(
+    pub(super) fn all_have_succeeded(
         &self,
         jobs: &[(usize, &[Call])],
         replies: &[Vec<Reply>],
@@ -348,14 +349,7 @@ impl Tracee {
         progress: &mut Progress,
     ) -> Result<Round, TraceeError> {
         let Progress { job, call, .. } = progress;
-        let unfit = |what| TraceeError::Unfit { pid: self.pid, what };
-        let mut round = Round {
-            stub,
-            slices: Vec::new(),
-            records: vec![0; stub::DONE_LEN],
-            arguments: Vec::new(),
-            has_answers: false,
-        };
+        let mut round = Round::new(stub);
         let mut room = stub::MAX_RECORDS;
         while *job < jobs.len() && round.slices.len() < stub::MAX_JOBS {
             let (thread, calls) = jobs[*job];
@@ -365,12 +359,7 @@ impl Tracee {
             let first = *call;
             let record = stub::MAX_RECORDS - room;
             while let Some(next) = calls.get(*call) {
-                if next.unfit {
-                    return Err(unfit("a text to be given to it has a NUL byte inside"));
-                }
-                if next.pointed_len() > stub::ARGUMENTS_LEN {
-                    return Err(unfit("the arguments of a system call are too long"));
-                }
+                self.refuse_unfit(next)?;
                 if room == 0 || round.arguments.len() + next.pointed_len() > stub::ARGUMENTS_LEN {
                     break;
                 }
@@ -389,13 +378,31 @@ impl Tracee {
         Ok(round)
     }
 
-    /// Lets every thread of the round run through its calls.
-    fn start_all(&mut self, round: Round, jobs: &[(usize, &[Call])]) -> Result<Started, TraceeError> {
+    /// What cannot be written down as a record.
+    pub(super) fn refuse_unfit(&self, call: &Call) -> Result<(), TraceeError> {
+        let unfit = |what| Err(TraceeError::Unfit { pid: self.pid, what });
+        if call.unfit {
+            return unfit("a text to be given to it has a NUL byte inside");
+        }
+        if call.pointed_len() > stub::ARGUMENTS_LEN {
+            return unfit("the arguments of a system call are too long");
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_round(&self, round: &Round) -> Result<(), TraceeError> {
         let at = round.stub.at;
         self.write_mem(at + stub::BATCH, &round.records)?;
         if !round.arguments.is_empty() {
             self.write_mem(at + stub::ARGUMENTS, &round.arguments)?;
         }
+        Ok(())
+    }
+
+    /// Lets every thread of the round run through its calls.
+    fn start_all(&mut self, round: Round, jobs: &[(usize, &[Call])]) -> Result<Started, TraceeError> {
+        let at = round.stub.at;
+        self.write_round(&round)?;
         let mut going = Vec::with_capacity(round.slices.len());
         let mut result = Ok(());
         for (slot, slice) in round.slices.iter().enumerate() {
@@ -409,7 +416,7 @@ impl Tracee {
         Ok(Started { round, going, result, stops: 0 })
     }
 
-    fn start(&mut self, i: usize, at: u64, slot: usize, slice: &Slice) -> Result<(), TraceeError> {
+    pub(super) fn start(&mut self, i: usize, at: u64, slot: usize, slice: &Slice) -> Result<(), TraceeError> {
         let mut regs = self.injection_regs(i)?;
         regs.set_rip(at + stub::CODE_BATCH);
         regs.set_rbx(at + stub::RECORDS + slice.record as u64 * RECORD_LEN as u64);
@@ -421,7 +428,7 @@ impl Tracee {
     }
 
     /// Waits until all are through, or one fails.
-    fn await_done(&mut self, started: &mut Started) {
+    pub(super) fn await_done(&mut self, started: &mut Started) {
         if started.result.is_ok() {
             started.result = self.until_done(&started.round, &started.going, &mut started.stops);
         }
@@ -442,11 +449,10 @@ impl Tracee {
                 // Its memory goes before its end is told.
                 return Err(if self.has_no_memory() { TraceeError::Died { tid: self.pid } } else { error });
             }
-            let mut left =
-                going.iter().filter(|(slot, _)| done[slot * 8] == 0).map(|&(_, thread)| thread).peekable();
-            let Some(&first) = left.peek() else { return Ok(()) };
-            // A stop on the way is the exception: each thread is asked for it when its calls take longer.
-            for thread in left.take_while(|_| !naps.is_eager()) {
+            let Some(&(_, first)) = going.iter().find(|(slot, _)| done[slot * 8] == 0) else { return Ok(()) };
+            // A stop on the way is the exception: each thread is asked for it when its calls take longer, and
+            // those too that are through, as new threads do not tell which slot is whose.
+            for &(_, thread) in going.iter().take_while(|_| !naps.is_eager()) {
                 let tid = self.tid(thread);
                 if let Some(stop) =
                     ptrace::wait(tid, false).map_err(|e| TraceeError::kernel("waitpid", tid, e))?
@@ -466,7 +472,7 @@ impl Tracee {
     }
 
     /// Asks all that were started to stop.
-    fn interrupt_all(&mut self, started: &mut Started) {
+    pub(super) fn interrupt_all(&mut self, started: &mut Started) {
         for &(_, thread) in &started.going {
             let tid = self.tid(thread);
             let asked = ptrace::interrupt(tid).map_err(|e| TraceeError::kernel("PTRACE_INTERRUPT", tid, e));
@@ -478,7 +484,7 @@ impl Tracee {
 
     /// Waits until those have stopped that were asked to, after an error too: whoever gives them their
     /// registers back needs them stopped.
-    fn halt_all(&mut self, started: &mut Started) {
+    pub(super) fn halt_all(&mut self, started: &mut Started) {
         for &(_, thread) in &started.going {
             match &started.result {
                 Ok(()) => started.result = self.halt(thread, &mut started.stops),
@@ -498,13 +504,34 @@ impl Tracee {
     fn halt(&mut self, i: usize, stops: &mut u32) -> Result<(), TraceeError> {
         let tid = self.tid(i);
         loop {
-            match ptrace::wait(tid, true).map_err(|e| TraceeError::kernel("waitpid", tid, e))? {
-                Some(Stop::Event | Stop::Group(_)) => {
+            match self.next_stop(tid)? {
+                Stop::Event | Stop::Group(_) => {
                     self.threads[i].at_event_stop = true;
                     return Ok(());
                 }
-                Some(stop) => self.pass(i, stop, stops)?,
-                None => {}
+                stop => self.pass(i, stop, stops)?,
+            }
+        }
+    }
+
+    /// Waits for the next stop of a thread that was interrupted, or its end.
+    fn next_stop(&self, tid: i32) -> Result<Stop, TraceeError> {
+        /// Looks between two questions whether it has ended.
+        const LOOK_EVERY: u32 = 64;
+        // The end of a leader is not told before those of the others have been waited for, which nobody does here.
+        let is_told = self.threads.len() == 1 || tid != self.process();
+        let (mut naps, mut looks) = (Naps::default(), 0u32);
+        loop {
+            match ptrace::wait(tid, is_told).map_err(|e| TraceeError::kernel("waitpid", tid, e))? {
+                Some(stop) => return Ok(stop),
+                None if is_told => {}
+                None => {
+                    looks = looks.wrapping_add(1);
+                    if looks % LOOK_EVERY == 0 && tasks::is_zombie(tid) {
+                        return Err(TraceeError::Died { tid });
+                    }
+                    naps.nap();
+                }
             }
         }
     }
@@ -527,7 +554,7 @@ impl Tracee {
     }
 
     /// Reads what came of it. True: the last job has failed.
-    fn collect(
+    pub(super) fn collect(
         &self,
         round: &Round,
         jobs: &[(usize, &[Call])],
@@ -562,6 +589,13 @@ impl Tracee {
         Ok(stopped && unfinished)
     }
 
+    /// The results of the first `count` records.
+    pub(super) fn results(&self, round: &Round, count: usize) -> Result<Vec<i64>, TraceeError> {
+        let mut records = vec![0; count * RECORD_LEN];
+        self.read_mem(round.stub.at + stub::RECORDS, &mut records)?;
+        Ok(records.chunks_exact(RECORD_LEN).map(result_of).collect())
+    }
+
     fn count_run(&self, round: &Round) -> Result<usize, TraceeError> {
         let mut records = vec![0; round.records.len() - stub::DONE_LEN];
         self.read_mem(round.stub.at + stub::RECORDS, &mut records)?;
@@ -578,7 +612,17 @@ impl Tracee {
 }
 
 impl Round {
-    fn push(&mut self, call: &Call) {
+    pub(super) fn new(stub: Stub) -> Round {
+        let records = vec![0; stub::DONE_LEN];
+        Round { stub, slices: Vec::new(), records, arguments: Vec::new(), has_answers: false }
+    }
+
+    /// Nobody runs the calls of this slot: there are none.
+    pub(super) fn set_done(&mut self, slot: usize) {
+        self.records[slot * 8] = 1;
+    }
+
+    pub(super) fn push(&mut self, call: &Call) {
         let mut args = call.args;
         let mut offsets = Vec::with_capacity(call.pointed.len());
         for pointed in &call.pointed {

@@ -1,12 +1,10 @@
 //! System calls run inside the frozen process, and the stub they run from.
 
 use super::stub::{self, Journal, Phase};
-use super::{Call, MAX_THREADS, Stub, Thread, Tracee, TraceeError, tasks};
+use super::{MAX_THREADS, Stub, Tracee, TraceeError, tasks};
 use crate::sys::kcmp;
 use crate::sys::ptrace::{self, Regs, Stop};
 use nix::errno::Errno;
-use std::collections::BTreeSet;
-use std::time::Instant;
 
 /// Stops an injected call may take: a forgotten rseq registration makes them endless.
 const MAX_STOPS: u32 = 200;
@@ -14,18 +12,6 @@ const MAX_STOPS: u32 = 200;
 const LOWEST: u64 = 0x1_0000;
 /// Nothing is put above this.
 const HIGHEST: u64 = 0x7fff_f000_0000;
-
-const CLONE_FLAGS: u64 = (libc::CLONE_VM
-    | libc::CLONE_FS
-    | libc::CLONE_FILES
-    | libc::CLONE_SIGHAND
-    | libc::CLONE_THREAD
-    | libc::CLONE_SYSVSEM) as u64;
-
-/// Length of `struct clone_args` (`CLONE_ARGS_SIZE_VER2`, linux/sched.h).
-const CLONE_ARGS_LEN: u64 = 88;
-/// Offset of its `set_tid`.
-const SET_TID_AT: usize = 64;
 
 impl Tracee {
     /// Length of the scratch area, bytes.
@@ -308,94 +294,6 @@ impl Tracee {
         }
     }
 
-    /// Makes a thread more, standing in the stub's hold loop; with `set_tid` under that TID
-    /// (clone3(2), needs CAP_CHECKPOINT_RESTORE inside), else under whatever TID comes, which the
-    /// caller compares with [`Tracee::tid`]. Gives its index (always the last).
-    pub fn add_thread(&mut self, tid: i32, set_tid: bool) -> Result<usize, TraceeError> {
-        if self.threads.len() >= MAX_THREADS {
-            return Err(TraceeError::Unfit { pid: self.pid, what: "it has too many threads" });
-        }
-        let leader = self.tid(0);
-        let scratch = self.scratch();
-        let mut arguments = clone_args(u64::from(set_tid));
-        if set_tid {
-            arguments[SET_TID_AT..SET_TID_AT + 8].copy_from_slice(&(scratch + 128).to_le_bytes());
-        }
-        self.write_mem(scratch, &arguments)?;
-        self.write_mem(scratch + 128, &tid.to_le_bytes())?;
-        let options = self.options | ptrace::O_TRACECLONE;
-        let at = |operation| move |errno| TraceeError::kernel(operation, leader, errno);
-        ptrace::set_options(leader, options).map_err(at("PTRACE_SETOPTIONS"))?;
-        let got = self.must(0, "making a thread", libc::SYS_clone3, [scratch, CLONE_ARGS_LEN, 0, 0, 0, 0]);
-        ptrace::set_options(leader, self.options).map_err(at("PTRACE_SETOPTIONS"))?;
-        // The kernel answers with the TID in *its* namespace; the tracer's view comes by the event.
-        got?;
-        let new = self.newest_tid()?;
-        match tasks::wait_for_stop(new, Instant::now() + super::STOP_LIMIT)? {
-            None => return Err(TraceeError::Died { tid: new }),
-            Some(_) => {
-                // It inherited the option.
-                ptrace::set_options(new, self.options)
-                    .map_err(|e| TraceeError::kernel("PTRACE_SETOPTIONS", new, e))?;
-            }
-        }
-        self.push_made(new)?;
-        Ok(self.threads.len() - 1)
-    }
-
-    /// Makes threads under these TIDs (`set_tid` of clone3(2)), standing in the stub's hold loop: all in
-    /// one batch, then stopped together. The TIDs are those of the process' namespace, and the new ones
-    /// come in any order. Thread `maker` makes them: what it has of its own, they share (clone(2)). After
-    /// an error those that were made are there.
-    pub fn add_threads(&mut self, maker: usize, tids: &[i32]) -> Result<(), TraceeError> {
-        if tids.is_empty() {
-            return Ok(());
-        }
-        if self.threads.len() + tids.len() > MAX_THREADS {
-            return Err(TraceeError::Unfit { pid: self.pid, what: "it has too many threads" });
-        }
-        let call = |tid: &i32| {
-            Call::must("making a thread", libc::SYS_clone3, [0, CLONE_ARGS_LEN, 0, 0, 0, 0])
-                .input(0, &clone_args(1))
-                .within(SET_TID_AT, &tid.to_le_bytes())
-                .makes_thread()
-        };
-        let calls: Vec<Call> = tids.iter().map(call).collect();
-        let made = self.must_all(maker, &calls).map(drop);
-        let known: BTreeSet<i32> = self.threads.iter().map(|thread| thread.found.tid).collect();
-        let new: Vec<i32> = tasks::list(self.pid)?.into_iter().filter(|tid| !known.contains(tid)).collect();
-        for &tid in &new {
-            let at = |operation| move |errno| TraceeError::kernel(operation, tid, errno);
-            ptrace::seize(tid, self.options).map_err(at("PTRACE_SEIZE"))?;
-            ptrace::interrupt(tid).map_err(at("PTRACE_INTERRUPT"))?;
-        }
-        let deadline = Instant::now() + super::STOP_LIMIT;
-        for tid in new {
-            if tasks::wait_for_stop(tid, deadline)?.is_none() {
-                return Err(TraceeError::Died { tid });
-            }
-            self.push_made(tid)?;
-        }
-        made
-    }
-
-    /// A thread that was made by injection, and stands.
-    fn push_made(&mut self, tid: i32) -> Result<(), TraceeError> {
-        let mut thread = Thread::new(tasks::read_made(tid, &self.threads[0].found)?);
-        thread.masked = true;
-        thread.touched = true;
-        self.threads.push(thread);
-        Ok(())
-    }
-
-    fn newest_tid(&self) -> Result<i32, TraceeError> {
-        let known = |tid: &i32| self.threads.iter().any(|thread| thread.found.tid == *tid);
-        tasks::list(self.pid)?
-            .into_iter()
-            .find(|tid| !known(tid))
-            .ok_or(TraceeError::Unfit { pid: self.pid, what: "the thread just made is not there" })
-    }
-
     /// Ends thread `i` (not the leader) by exit(2).
     pub fn end_thread(&mut self, i: usize) -> Result<(), TraceeError> {
         match self.syscall(i, libc::SYS_exit, [0; 6]) {
@@ -473,15 +371,6 @@ impl Tracee {
 /// Where in code a `syscall` instruction is.
 fn syscall_in(code: &[u8]) -> Option<u64> {
     code.windows(2).position(|pair| pair == [0x0f, 0x05]).map(|at| at as u64)
-}
-
-/// `struct clone_args` of a thread; its `set_tid` is still to be filled in.
-fn clone_args(set_tid_size: u64) -> [u8; CLONE_ARGS_LEN as usize] {
-    // flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup
-    let mut bytes = [0; CLONE_ARGS_LEN as usize];
-    bytes[..8].copy_from_slice(&CLONE_FLAGS.to_le_bytes());
-    bytes[SET_TID_AT + 8..SET_TID_AT + 16].copy_from_slice(&set_tid_size.to_le_bytes());
-    bytes
 }
 
 /// Until a thread that was let go into a call sleeps in it, or has come out; on a busy machine it has to

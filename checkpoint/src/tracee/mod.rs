@@ -21,6 +21,7 @@ mod error;
 mod inject;
 mod install;
 mod naps;
+mod new_threads;
 mod offspring;
 pub mod restart;
 mod stops;
@@ -30,6 +31,7 @@ mod tasks;
 pub use batch::{Call, Jobs, Reply, must_each_of};
 pub use error::TraceeError;
 pub use install::install_stubs;
+pub use new_threads::NewThread;
 pub use offspring::Offspring;
 
 use crate::image::RseqImage;
@@ -57,7 +59,7 @@ pub struct ThreadState {
     pub tid: i32,
     /// Registers as found at the stop (an rseq critical section already aborted).
     pub regs: Regs,
-    /// Extended state.
+    /// Extended state; empty of a thread that was made by injection.
     pub xstate: Vec<u8>,
     /// Blocked signals.
     pub sigmask: u64,

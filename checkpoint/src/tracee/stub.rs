@@ -60,10 +60,11 @@ pub const CODE: [u8; 38] = [
 ];
 
 /// The batch loop: rbx is its first record's address, r12 the number of records (not 0), r13 the
-/// address of the word that tells that it is through.
+/// address of the word that tells that it is through. A new thread runs records of its own, which the
+/// unused arguments of the one that has made it tell, or goes into the hold loop.
 pub const CODE_BATCH: u64 = 96;
 /// Its code.
-pub const BATCH_CODE: [u8; 83] = [
+pub const BATCH_CODE: [u8; 101] = [
     0x8b, 0x03, // batch: mov eax, [rbx]
     0x48, 0x8b, 0x7b, 0x08, // mov rdi, [rbx+8]
     0x48, 0x8b, 0x73, 0x10, // mov rsi, [rbx+16]
@@ -73,9 +74,9 @@ pub const BATCH_CODE: [u8; 83] = [
     0x4c, 0x8b, 0x4b, 0x30, // mov r9, [rbx+48]
     0x0f, 0x05, // syscall
     0xf6, 0x43, 0x04, 0x02, // test byte [rbx+4], RECORD_CLONES
-    0x74, 0x09, // jz keep
+    0x74, 0x05, // jz keep
     0x48, 0x85, 0xc0, // test rax, rax
-    0x0f, 0x84, 0x77, 0xff, 0xff, 0xff, // jz hold (the new thread)
+    0x74, 0x28, // jz made (the new thread)
     0x48, 0x89, 0x43, 0x38, // keep: mov [rbx+56], rax
     0xf6, 0x43, 0x04, 0x01, // test byte [rbx+4], RECORD_MUST
     0x74, 0x08, // jz next
@@ -83,9 +84,15 @@ pub const BATCH_CODE: [u8; 83] = [
     0x73, 0x09, // jae done (unsigned: an errno)
     0x48, 0x83, 0xc3, 0x40, // next: add rbx, 64
     0x49, 0xff, 0xcc, // dec r12
-    0x75, 0xba, // jnz batch
+    0x75, 0xbe, // jnz batch
     0x49, 0xc7, 0x45, 0x00, 1, 0, 0, 0, // done: mov qword [r13], 1
-    0xe9, 0x4f, 0xff, 0xff, 0xff, // jmp hold
+    0xe9, 0x53, 0xff, 0xff, 0xff, // jmp hold
+    0x4c, 0x8b, 0x63, 0x20, // made: mov r12, [rbx+32]
+    0x4c, 0x8b, 0x6b, 0x28, // mov r13, [rbx+40]
+    0x48, 0x8b, 0x5b, 0x18, // mov rbx, [rbx+24]
+    0x4d, 0x85, 0xe4, // test r12, r12
+    0x75, 0xa0, // jnz batch
+    0xe9, 0x3d, 0xff, 0xff, 0xff, // jmp hold
 ];
 
 /// Offset of the signal set in the stub.
@@ -102,7 +109,7 @@ pub const SCRATCH_LEN: usize = 8192;
 /// Offset of the batch area: a word for each job, 1 when it is through.
 pub const BATCH: u64 = 4 * PAGE;
 /// Jobs that can be under way at a time.
-pub const MAX_JOBS: usize = 64;
+pub const MAX_JOBS: usize = 256;
 /// Length of their words, bytes.
 pub const DONE_LEN: usize = 8 * MAX_JOBS;
 /// Offset of the records.
@@ -113,7 +120,8 @@ pub const RECORD_LEN: usize = 64;
 pub const MAX_RECORDS: usize = 512;
 /// The batch stops if the call fails.
 pub const RECORD_MUST: u32 = 1;
-/// The call makes a thread.
+/// The call makes a thread; its third to fifth argument are that one's first record, how many it has, and the
+/// word that tells that it is through.
 pub const RECORD_CLONES: u32 = 2;
 /// A result that no call has.
 pub const NOT_RUN: i64 = i64::MIN;

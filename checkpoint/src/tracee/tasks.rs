@@ -231,11 +231,15 @@ pub fn read_thread(mem: &File, tid: i32) -> Result<ThreadState, TraceeError> {
     })
 }
 
-/// A thread that was made by `maker` to be filled: only its registers are its own.
-pub fn read_made(tid: i32, maker: &ThreadState) -> Result<ThreadState, TraceeError> {
+/// A thread that was made to be filled.
+pub fn read_made(tid: i32) -> Result<ThreadState, TraceeError> {
     let regs = ptrace::regs(tid).map_err(|e| TraceeError::kernel("reading registers", tid, e))?;
-    let xstate = maker.xstate.clone();
-    Ok(ThreadState { tid, regs, xstate, sigmask: ALL_SIGNALS, rseq: RseqImage::default() })
+    Ok(made(tid, regs))
+}
+
+/// What a thread was made with, all of whose signals are blocked.
+pub fn made(tid: i32, regs: Regs) -> ThreadState {
+    ThreadState { tid, regs, xstate: Vec::new(), sigmask: ALL_SIGNALS, rseq: RseqImage::default() }
 }
 
 /// A thread stopped inside an rseq critical section must go on at its abort address: it has been

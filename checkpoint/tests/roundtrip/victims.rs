@@ -114,6 +114,12 @@ fn schedules_of_threads() {
 }
 
 #[test]
+fn what_threads_have_of_the_leader_and_what_of_their_own() {
+    survives_times("heirs", 2);
+    survives_times("heirs-of-another", 2);
+}
+
+#[test]
 fn locks_shared_by_processes() {
     survives_saved("futexes", 3, &["--tree"]);
 }

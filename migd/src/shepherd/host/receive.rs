@@ -235,7 +235,6 @@ fn fill(
     files: &mut InHouse<'_>,
     stream: &mut StreamReader<ImageReader>,
 ) -> anyhow::Result<(OwnedFd, Option<usize>)> {
-    restore::add_threads(tracee, image).context("making its threads")?;
     let mut rebuild =
         Rebuild::begin(tracee, image, files, RebuildOptions::guest()).context("mapping its memory")?;
     if let Some(parent) = parent {
@@ -251,6 +250,8 @@ fn fill(
             Item::State(_) | Item::Object(_) => bail!("a state among the memory"),
         }
     };
+    // Before the filter, which all are to have.
+    rebuild.make_threads().context("making its threads")?;
     let listener = supervisor::install(rebuild.tracee(), image.pid).context("installing the filter")?;
     rebuild.finish().context("rebuilding its state")?;
     Ok((listener, next))
