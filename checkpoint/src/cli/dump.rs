@@ -8,6 +8,7 @@ use super::place::{self, Sink};
 use super::{FAILED, Failure, INTERRUPTED, Location, NOT_MIGRATABLE, REFUSED, USAGE, bytes};
 use crate::dump::tree::{self, FrozenTree};
 use crate::dump::{DumpError, Run, objects};
+use crate::image::ProcessImage;
 use crate::image::stream::{Compress, Options, StreamError, StreamStats, StreamWriter};
 use crate::inventory::{self, Blocker, Inventory, InventoryError, Rules};
 use crate::sys::ptrace::{self, Stop};
@@ -220,9 +221,11 @@ fn save(
         return Err(Error::Blocked(vec![Blocker { kind: "tree", what }]));
     }
     match write(&mut frozen, arguments, sink, interrupt) {
-        Ok(stats) => {
+        Ok((stats, images)) => {
             let processes = frozen.pids().len();
             let_go(frozen, arguments)?;
+            // Nobody waits for that in a freeze.
+            drop(images);
             Ok((stats, processes))
         }
         Err(error) => {
@@ -238,7 +241,7 @@ fn write(
     arguments: &DumpArguments,
     sink: Sink,
     interrupt: &Interrupt,
-) -> Result<StreamStats, Error> {
+) -> Result<(StreamStats, Vec<ProcessImage>), Error> {
     let mut images = frozen.read()?;
     let blockers = tree::blockers(&images);
     if !blockers.is_empty() {
@@ -283,7 +286,7 @@ fn write(
     }
     let (sink, stats) = stream.finish()?;
     sink.commit()?;
-    Ok(stats)
+    Ok((stats, images))
 }
 
 /// The image is safe: what becomes of the processes.

@@ -44,6 +44,7 @@ use crate::tracee::{Tracee, TraceeError, install_stubs};
 use inside::{Asked, Inside};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 /// Why the state could not be read. The process is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -96,18 +97,21 @@ pub enum DumpError {
 /// `waits` is what was seen before the freeze.
 pub fn read_state(tracee: &mut Tracee, waits: &mut Waits) -> Result<ProcessImage, DumpError> {
     let alone = Family::of(vec![tracee.pid()]);
-    let mut images = read_states_of(vec![tracee], &alone, waits)?;
+    let seen = threads::of_many(tracee.process());
+    let mut images = read_states_of(vec![(tracee, seen)], &alone, waits)?;
     Ok(images.remove(0))
 }
 
-/// The same of processes that are carried together as `family`, in its order.
+/// The same of processes that are carried together as `family`, in its order; with what the kernel has told of
+/// their threads since they stand.
 fn read_states_of(
-    mut tracees: Vec<&mut Tracee>,
+    tracees: Vec<(&mut Tracee, Option<Vec<Thread>>)>,
     family: &Family,
     waits: &mut Waits,
 ) -> Result<Vec<ProcessImage>, DumpError> {
     waits.frozen();
-    let outsides = read_outsides(&tracees, family)?;
+    let (mut tracees, seen): (Vec<&mut Tracee>, Vec<Option<Vec<Thread>>>) = tracees.into_iter().unzip();
+    let outsides = read_outsides(&tracees, seen, family)?;
     install_stubs(&mut tracees)?;
     for tracee in &mut tracees {
         waits.of_restart_blocks(tracee)?;
@@ -223,7 +227,7 @@ struct Outside {
 }
 
 /// What the kernel tells of the threads by their TIDs, where there are many and it does.
-type Seen = BTreeMap<i32, Thread>;
+type Seen = Arc<BTreeMap<i32, Thread>>;
 
 /// What small files of `/proc` tell.
 struct Told {
@@ -266,6 +270,7 @@ impl Told {
 
 /// What is known of a frozen process: a tracee is its tracer thread's, and this is for all.
 struct Known {
+    seen: Seen,
     pid: i32,
     /// Threads beside the leader.
     tids: Vec<i32>,
@@ -275,16 +280,22 @@ struct Known {
 }
 
 /// Of all of them, several at the same time.
-fn read_outsides(tracees: &[&mut Tracee], family: &Family) -> Result<Vec<Outside>, DumpError> {
+fn read_outsides(
+    tracees: &[&mut Tracee],
+    seen: Vec<Option<Vec<Thread>>>,
+    family: &Family,
+) -> Result<Vec<Outside>, DumpError> {
     // A process that has the same memory as another one may have changed it since that stood still.
     let is_alone = tracees.len() == 1;
-    let known = |tracee: &&mut Tracee| Known {
+    let by_tid = |all: Vec<Thread>| Arc::new(all.into_iter().map(|thread| (thread.tid, thread)).collect());
+    let known = |(tracee, seen): (&&mut Tracee, Option<Vec<Thread>>)| Known {
+        seen: seen.map(by_tid).unwrap_or_default(),
         pid: tracee.pid(),
         tids: (1..tracee.thread_count()).map(|i| tracee.tid(i)).collect(),
         stub: tracee.stub_range(),
         maps: tracee.maps_at_freeze().filter(|_| is_alone).map(<[u8]>::to_vec),
     };
-    let known: Vec<Known> = tracees.iter().map(known).collect();
+    let known: Vec<Known> = tracees.iter().zip(seen).map(known).collect();
     let places: Vec<usize> = (0..known.len()).collect();
     let read = |at: usize| read_outside(&known[at], family);
     spread::over(&places, read).into_iter().collect()
@@ -294,8 +305,7 @@ fn read_outsides(tracees: &[&mut Tracee], family: &Family) -> Result<Vec<Outside
 fn read_outside(known: &Known, family: &Family) -> Result<Outside, DumpError> {
     let (pid, tids) = (known.pid, known.tids.as_slice());
     const MANY: usize = 16;
-    let seen: Seen =
-        threads::of_many(pid).unwrap_or_default().into_iter().map(|thread| (thread.tid, thread)).collect();
+    let seen = known.seen.clone();
     let leader = seen.get(&pid);
     let creds = || {
         let of_thread = |&tid: &i32| {

@@ -16,6 +16,7 @@ use crate::proc::{
     self,
     status::{Stat, Status},
 };
+use crate::sys::bpf::threads::{self, Thread};
 use crate::sys::kcmp;
 use crate::tracee::{Tracee, TraceeError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,8 @@ struct Member {
     /// The thread of its parent's that has it as a child.
     parent_tid: i32,
     zombies: Vec<ZombieImage>,
+    /// What the kernel told of its threads when they stood.
+    seen: Option<Vec<Thread>>,
 }
 
 /// A frozen process and its frozen descendants. Dropped, they all run on.
@@ -58,7 +61,7 @@ impl FrozenTree {
         let mut members: Vec<Member> = Vec::new();
         for &seed in seeds {
             if let Some(tracee) = living(seed, freezer)? {
-                members.push(Member { tracee, ppid: 0, parent_tid: 0, zombies: Vec::new() });
+                members.push(Member { tracee, ppid: 0, parent_tid: 0, zombies: Vec::new(), seen: None });
             }
         }
         if members.is_empty() {
@@ -67,7 +70,8 @@ impl FrozenTree {
         let mut at = 0;
         while at < members.len() {
             let parent = members[at].tracee.process();
-            for (parent_tid, child) in tree::children_of_threads(parent) {
+            members[at].seen = threads::of_many(parent);
+            for (parent_tid, child) in tree::children_of(parent, members[at].seen.as_deref()) {
                 if let Some(known) = members.iter_mut().find(|member| member.tracee.process() == child) {
                     (known.ppid, known.parent_tid) = (parent, parent_tid);
                     continue;
@@ -83,7 +87,8 @@ impl FrozenTree {
                 }
                 match living(child, freezer)? {
                     Some(tracee) => {
-                        members.push(Member { tracee, ppid: parent, parent_tid, zombies: Vec::new() })
+                        let zombies = Vec::new();
+                        members.push(Member { tracee, ppid: parent, parent_tid, zombies, seen: None })
                     }
                     None => members[at].zombies.extend(zombie(child, parent_tid)),
                 }
@@ -150,7 +155,8 @@ impl FrozenTree {
     }
 
     fn read_each(&mut self, family: &Family) -> Result<Vec<ProcessImage>, DumpError> {
-        let tracees = self.members.iter_mut().map(|member| &mut member.tracee).collect();
+        let tracees =
+            self.members.iter_mut().map(|member| (&mut member.tracee, member.seen.take())).collect();
         let mut images = read_states_of(tracees, family, &mut self.waits)?;
         for (image, member) in images.iter_mut().zip(&self.members) {
             image.ppid = member.ppid;

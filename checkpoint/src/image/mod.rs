@@ -15,6 +15,7 @@ pub mod objects;
 pub mod reports;
 pub mod shares;
 pub mod sockets;
+mod sparse;
 pub mod stream;
 pub mod terminals;
 pub mod traits;
@@ -114,7 +115,7 @@ pub struct ThreadImage {
     /// (`ERESTART_RESTARTBLOCK`); elsewhere the registers say it.
     pub wait_left_ns: Option<u64>,
     /// `NT_X86_XSTATE` as it is.
-    #[serde(with = "serde_bytes")]
+    #[serde(with = "sparse")]
     pub xstate: Vec<u8>,
     /// Blocked signals.
     pub sigmask: u64,

@@ -29,7 +29,7 @@ use std::io::{self, Read, Write};
 use std::time::Instant;
 
 const MAGIC: &[u8; 4] = b"MGCK";
-const VERSION: u8 = 6;
+const VERSION: u8 = 7;
 const HEADER: usize = 32;
 const COMPRESSED: u8 = 1;
 /// Largest body of a data frame, bytes.

@@ -221,6 +221,15 @@ fn inspect_family(family: &Family, rules: Rules) -> Result<Vec<(i32, Inventory)>
 
 /// Looks at one process of a family that is carried together.
 fn inspect_one(pid: i32, rules: Rules, family: &Family, whole: bool) -> Result<Inventory, InventoryError> {
+    threads::prepare_beside(pid, || inspect_prepared(pid, rules, family, whole))
+}
+
+fn inspect_prepared(
+    pid: i32,
+    rules: Rules,
+    family: &Family,
+    whole: bool,
+) -> Result<Inventory, InventoryError> {
     let io = |error| InventoryError::from_io(pid, error);
     let status = Status::read(pid).map_err(io)?;
     if let Some(whole) = tree::not_a_program(pid, &status, rules) {
@@ -228,14 +237,14 @@ fn inspect_one(pid: i32, rules: Rules, family: &Family, whole: bool) -> Result<I
     }
     let face = proc::face(pid);
     let mut blockers = Vec::new();
-    let vmas = || if whole { mappings::read(face) } else { mappings::read_quickly(face) };
-    let (vmas, files) = threads::prepare_beside(pid, || (vmas(), files::read(face, family)));
-    let (vmas, files) = (vmas.map_err(io)?, files.map_err(io)?);
-    tree::relatives(pid, &status, family, rules, &mut blockers);
+    let vmas = if whole { mappings::read(face) } else { mappings::read_quickly(face) }.map_err(io)?;
+    let files = files::read(face, family).map_err(io)?;
+    let seen = threads::of_many(pid);
+    tree::relatives(pid, &status, seen.as_deref(), family, rules, &mut blockers);
     tree::surroundings(face, family, rules, &mut blockers);
     traits::outside(&status, &mut blockers);
     limits::blockers(face, &status, &mut blockers);
-    tree::threads(pid, &status, rules, &mut blockers);
+    tree::threads(pid, &status, seen, rules, &mut blockers);
     timers::blockers(face, family, &mut blockers);
     mappings::blockers(&vmas, rules, &mut blockers);
     objects::blockers(face, family, &vmas, rules, &mut blockers);

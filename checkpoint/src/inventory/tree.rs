@@ -75,10 +75,13 @@ pub fn children(pid: i32) -> Vec<i32> {
 
 /// The same, each with the thread whose child it is (0: not looked at, there are too many threads).
 pub fn children_of_threads(pid: i32) -> Vec<(i32, i32)> {
-    let of_kernel = threads::of_many(pid);
-    let may_have_some =
-        |all: Vec<Thread>| all.iter().filter(|one| one.has_children).map(|one| one.tid).collect();
-    let tids: Vec<i32> = of_kernel.map_or_else(|| proc::tids(pid).unwrap_or_default(), may_have_some);
+    children_of(pid, threads::of_many(pid).as_deref())
+}
+
+/// The same where the kernel may just have told of the threads.
+pub fn children_of(pid: i32, seen: Option<&[Thread]>) -> Vec<(i32, i32)> {
+    let with_some = |all: &[Thread]| all.iter().filter(|one| one.has_children).map(|one| one.tid).collect();
+    let tids: Vec<i32> = seen.map_or_else(|| proc::tids(pid).unwrap_or_default(), with_some);
     if tids.len() > MANY_THREADS {
         let is_parent =
             |&other: &i32| Stat::read(other).ok().and_then(|stat| stat.number(4)) == Some(pid as u64);
@@ -122,8 +125,19 @@ pub fn descendants(root: i32) -> Vec<i32> {
 }
 
 /// Children that are not of the family, and what is shared with other processes.
-pub fn relatives(pid: i32, status: &Status, family: &Family, rules: Rules, blockers: &mut Vec<Blocker>) {
-    let children: Vec<i32> = children(pid).into_iter().filter(|&child| !family.has(child)).collect();
+pub fn relatives(
+    pid: i32,
+    status: &Status,
+    seen: Option<&[Thread]>,
+    family: &Family,
+    rules: Rules,
+    blockers: &mut Vec<Blocker>,
+) {
+    let children: Vec<i32> = children_of(pid, seen)
+        .into_iter()
+        .map(|(_, child)| child)
+        .filter(|&child| !family.has(child))
+        .collect();
     // One that was born since the family was counted is found again when it stands still.
     if !children.is_empty() && family.len() <= 1 {
         let list: Vec<String> = children.iter().take(5).map(i32::to_string).collect();
@@ -198,9 +212,15 @@ const SAME_IN_ALL: [&str; 9] =
     ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs"];
 
 /// What single threads have: tracers, filters, credentials, long waits.
-pub fn threads(pid: i32, status: &Status, rules: Rules, blockers: &mut Vec<Blocker>) {
+pub fn threads(
+    pid: i32,
+    status: &Status,
+    seen: Option<Vec<Thread>>,
+    rules: Rules,
+    blockers: &mut Vec<Blocker>,
+) {
     let face = proc::face(pid);
-    let Looked { mut tids, waiting } = who_is_looked_at(pid, face);
+    let Looked { mut tids, waiting } = who_is_looked_at(pid, face, seen.unwrap_or_default());
     tids.truncate(MAX_THREADS);
     // Of one thread alone nothing is compared.
     let places = if tids.len() > 1 { namespaces(pid, face) } else { Places::default() };
@@ -239,8 +259,7 @@ struct Looked {
 }
 
 /// With many threads, the kernel tells which of them have nothing that the process has not.
-fn who_is_looked_at(pid: i32, face: i32) -> Looked {
-    let all = threads::of_many(pid).unwrap_or_default();
+fn who_is_looked_at(pid: i32, face: i32, all: Vec<Thread>) -> Looked {
     let Some(first) = all.iter().find(|thread| thread.tid == face).cloned() else {
         return Looked { tids: proc::tids(pid).unwrap_or_default(), waiting: Vec::new() };
     };

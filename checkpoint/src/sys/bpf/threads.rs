@@ -147,13 +147,27 @@ pub fn look(pid: i32) -> Option<Vec<Thread>> {
     threads.filter(|threads| !threads.is_empty())
 }
 
-/// The same where it pays; `None`: the process has few threads.
+/// All threads of a process, where that pays; `None`: it has few, or they come and go too fast. When one that
+/// is looked at ends at this moment, the kernel tells of none of those behind it (`task_group_seq_get_next`,
+/// kernel/bpf/task_iter.c).
 pub fn of_many(pid: i32) -> Option<Vec<Thread>> {
-    (crate::proc::thread_count(pid) >= MANY).then(|| look(pid)).flatten()
+    const TRIES: usize = 4;
+    let mut count = crate::proc::thread_count(pid);
+    for _ in 0..TRIES {
+        if count < MANY {
+            break;
+        }
+        let (all, now) = (look(pid)?, crate::proc::thread_count(pid));
+        if all.len() == count && count == now {
+            return Some(all);
+        }
+        count = now;
+    }
+    None
 }
 
-/// Does something else while the programs are loaded, if they are of use for this process. Nothing of it goes on
-/// afterwards.
+/// Loads the programs, and learns what flags of mappings mean, beside the work, if they are of use for this process.
+/// Nothing of it goes on afterwards; who wants to know something earlier waits for it.
 pub fn prepare_beside<T>(pid: i32, work: impl FnOnce() -> T) -> T {
     if super::is_prepared() || crate::proc::thread_count(pid) < MANY {
         return work();
