@@ -24,7 +24,8 @@ pub fn read_quickly(pid: i32) -> io::Result<Vec<Vma>> {
     }
 }
 
-fn of_text(pid: i32, text: &[u8]) -> io::Result<Vec<Vma>> {
+/// The same from the text of `maps` or `smaps`.
+pub(crate) fn of_text(pid: i32, text: &[u8]) -> io::Result<Vec<Vma>> {
     let mut vmas = maps::parse(text);
     // A library is mapped in several parts, one after the other.
     let mut last: Option<(Vec<u8>, u64, u64, bool)> = None;

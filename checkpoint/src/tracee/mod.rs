@@ -22,6 +22,7 @@ mod inject;
 mod install;
 mod naps;
 mod offspring;
+mod one_thread;
 pub mod restart;
 mod stops;
 pub mod stub;
