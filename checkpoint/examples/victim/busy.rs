@@ -21,7 +21,9 @@ pub fn run(case: &str, meeting: &Meeting) -> bool {
         "brk" => heap(meeting),
         "advise" => adviser(meeting),
         "forks" => forks(meeting),
+        "forking" => forking_threads(meeting),
         "reads" => reads(meeting),
+        "direct" => direct(meeting),
         "huge" => huge(meeting),
         "hugetlb" => hugetlb(meeting),
         "files" => files(meeting),
@@ -29,8 +31,10 @@ pub fn run(case: &str, meeting: &Meeting) -> bool {
         "protect" => protect(meeting),
         "exec" => exec(meeting),
         "shared" => shared(meeting),
-        "steady" => steady(meeting),
-        _ => return false,
+        _ => match name.strip_prefix("steady-").and_then(|rate| rate.parse().ok()) {
+            Some(pages_per_sec) => steady(meeting, pages_per_sec),
+            None => return false,
+        },
     }
     true
 }
@@ -273,6 +277,35 @@ fn forks(meeting: &Meeting) {
     same("pages that are wrong", wrong.count(), 0);
 }
 
+/// Sixteen threads fork all the time. A child looks after a while whether it has a descriptor that nobody has opened.
+fn forking_threads(meeting: &Meeting) {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let work = || {
+        while !STOP.load(SeqCst) {
+            // SAFETY: the child makes system calls only.
+            let child = ok("fork", unsafe { libc::fork() });
+            if child == 0 {
+                let time = libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+                // SAFETY: `time` outlives the call; nothing else is opened by number here. Ends the child without
+                // running what belongs to its parent.
+                unsafe {
+                    libc::nanosleep(&raw const time, std::ptr::null_mut());
+                    let has_more = (3..64).any(|fd| libc::fcntl(fd, libc::F_GETFD) >= 0);
+                    libc::_exit(i32::from(has_more));
+                }
+            }
+            let mut status = 0;
+            // SAFETY: the status outlives the call.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            same("what a child has open", status, 0);
+        }
+    };
+    let threads: Vec<_> = (0..16).map(|_| std::thread::spawn(work)).collect();
+    until_let_go(meeting, |_| std::thread::sleep(std::time::Duration::from_micros(300)));
+    STOP.store(true, SeqCst);
+    threads.into_iter().for_each(|thread| thread.join().expect("it ends"));
+}
+
 /// The kernel writes: read(2) of a file, recv(2), and what it leaves in small structures.
 fn reads(meeting: &Meeting) {
     const PAGES: usize = 128;
@@ -304,6 +337,29 @@ fn reads(meeting: &Meeting) {
             }
         }
         breathe(n);
+    });
+}
+
+/// A device writes: files are read past the page cache, into pages that it was given before.
+fn direct(meeting: &Meeting) {
+    const PAGES: usize = 512;
+    const BLOCKS: usize = 8;
+    let mut random = Random(17);
+    let path = meeting.dir.join("direct");
+    let contents: Vec<u8> = (0..BLOCKS * 256 * PAGE).map(|n| (n / PAGE) as u8).collect();
+    std::fs::write(&path, contents).expect("writes the file");
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(&path).expect("opens");
+    let memory = map(0, PAGES, RW, PRIVATE, -1);
+    until_let_go(meeting, |_| {
+        let (page, block) = (random.below(PAGES - 256), random.below(BLOCKS));
+        let (to, offset) = (at(memory, page), (block * 256 * PAGE) as i64);
+        // SAFETY: 256 pages inside the mapping.
+        let got = unsafe { libc::pread(file.as_raw_fd(), to.cast(), 256 * PAGE, offset) };
+        same("bytes read", ok("pread", got as i64), 256 * PAGE as i64);
+        // SAFETY: as above.
+        let wrong = (0..256).any(|n| unsafe { at(to, n).read_volatile() } != (block * 256 + n) as u8);
+        same("a page that was not read", wrong, false);
     });
 }
 
@@ -475,13 +531,10 @@ fn shared(meeting: &Meeting) {
     unsafe { libc::kill(child, libc::SIGKILL) };
 }
 
-/// Dirties pages at a steady rate, `VICTIM_RATE` a second of `VICTIM_MIB`, and computes in between; its steps a
-/// second are the measure of how it is slowed down (`DIR/steps`).
-fn steady(meeting: &Meeting) {
-    let number = |name: &str, otherwise: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-    };
-    let (rate, pages) = (number("VICTIM_RATE", 10_000), (number("VICTIM_MIB", 256) << 20) as usize / PAGE);
+/// Dirties pages of 256 MiB at a steady rate, and computes in between; its steps are the measure of how it is slowed
+/// down (the first word of `DIR/steps`).
+fn steady(meeting: &Meeting, pages_per_sec: f64) {
+    let pages = (256 << 20) / PAGE;
     let memory = map(0, pages, RW, PRIVATE, -1);
     fill(memory, pages * PAGE, 1);
     let counter = map(0, 1, RW, libc::MAP_SHARED, {
@@ -501,7 +554,7 @@ fn steady(meeting: &Meeting) {
         // SAFETY: the counter's page.
         unsafe { counter.cast::<u64>().write_volatile(steps) };
         if steps % 16 == 0 {
-            let due = ((crate::calls::now() - start) * rate as f64) as u64;
+            let due = ((crate::calls::now() - start) * pages_per_sec) as u64;
             while written < due {
                 // SAFETY: inside the mapping.
                 unsafe { at(memory, random.below(pages)).cast::<u64>().write_volatile(state) };

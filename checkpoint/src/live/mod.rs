@@ -25,14 +25,17 @@
 //! - A page that is gone (`MADV_DONTNEED`) is told as [`Change::Gone`]; what is outside of all mappings is gone.
 //! - After execve(2) everything begins anew ([`Change::Anew`]).
 //!
-//! What is not seen, because no page table says it: what others write to shared memory (see [`kinds`]), and what a
-//! device writes to pages that it was given before they were armed (O_DIRECT, and FUSE files that bypass the page
-//! cache): whoever migrates has to leave such a process to stop and copy.
+//! - Buffers of reads that wait count as dirty, whatever the page table says: data may come into them by no page table
+//!   (O_DIRECT, FUSE).
+//!
+//! What others write to shared memory is in no page table of this process: such mappings are named and left to
+//! the freeze ([`kinds`]).
 
 mod attach;
 pub mod convergence;
 mod error;
 mod identity;
+mod in_flight;
 pub mod kinds;
 mod reader;
 mod tracker;

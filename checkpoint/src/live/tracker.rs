@@ -1,7 +1,9 @@
 //! Rounds over a running process.
 
 use super::attach::{Stray, attach};
+use super::convergence::Measured;
 use super::identity::{self, Identity};
+use super::in_flight;
 use super::kinds::{Kind, Untracked, huge_starts, kind};
 use super::reader::{Page, Reader};
 use super::{Change, LiveError};
@@ -24,8 +26,8 @@ const TOP: u64 = 0x7fff_ffff_f000;
 const MAX_RESTARTS: u32 = 16;
 /// Mappings that may come in the place of another while one window is looked at.
 const MAX_REPLACED: u32 = 8;
-/// Pages that could not be read and are remembered one by one; of more, everything is sent again.
-const MAX_UNREAD: usize = 4096;
+/// Ranges that are remembered one by one; if there are more, everything is dirty in the next round.
+const MAX_UNSETTLED: usize = 4096;
 
 /// What a round was.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +46,23 @@ pub struct Round {
     pub anew: bool,
     /// How long it took, with whatever was done with the changes.
     pub took: Duration,
+}
+
+impl Round {
+    /// Pages that were given.
+    pub fn pages(&self) -> u64 {
+        self.data_pages + self.zero_pages
+    }
+
+    /// Pages of mappings that cannot be tracked, whether they are there or not.
+    pub fn untracked_pages(&self) -> u64 {
+        self.untracked.iter().map(|mapping| (mapping.end - mapping.start) / PAGE).sum()
+    }
+
+    /// For [`Rule::judge`](super::convergence::Rule::judge).
+    pub fn measured(&self) -> Measured {
+        Measured { pages: self.pages(), took: self.took }
+    }
 }
 
 /// What is done with the pages.
@@ -73,8 +92,9 @@ pub struct Tracker {
     rounds: u32,
     /// The last round has begun anew, and no target has heard of it yet.
     anew: bool,
-    /// Pages that were armed and could not be read: dirty, whatever the page table says.
-    unread: Vec<(u64, u64)>,
+    /// Ranges that were armed, and could not be read or may be written unseen ([`in_flight`]): dirty, whatever the
+    /// page table says.
+    unsettled: Vec<(u64, u64)>,
     /// There were too many of them.
     distrust: bool,
 }
@@ -84,7 +104,7 @@ struct Pass<'a, F> {
     pid: i32,
     look: Look,
     watch: &'a mut Watch,
-    unread: &'a mut Vec<(u64, u64)>,
+    unsettled: &'a mut Vec<(u64, u64)>,
     /// All pages count as dirty.
     distrust: bool,
     /// Where registering has to stop ([`fences`]), in rising order.
@@ -97,7 +117,7 @@ impl Tracker {
     /// Begins to track a process, which must not be frozen by the caller. Nothing is armed yet.
     pub fn start(pid: i32) -> Result<Tracker, LiveError> {
         let (watch, stray) = watch(pid)?;
-        Ok(Tracker { pid, watch, stray, rounds: 0, anew: false, unread: Vec::new(), distrust: false })
+        Ok(Tracker { pid, watch, stray, rounds: 0, anew: false, unsettled: Vec::new(), distrust: false })
     }
 
     /// Whose memory it is.
@@ -149,7 +169,7 @@ impl Tracker {
                     if identity::lives(self.pid) => {}
                 Err(error) => return Err(error),
             }
-            self.unread.clear();
+            self.unsettled.clear();
             self.anew = true;
         }
         Err(LiveError::Restless { pid: self.pid })
@@ -169,22 +189,22 @@ impl Tracker {
             each(Change::Anew)?;
         }
         each(Change::Mappings(&vmas))?;
-        let dirty = std::mem::take(&mut self.unread);
+        let dirty = merged(std::mem::take(&mut self.unsettled));
         let distrust = std::mem::take(&mut self.distrust);
         let huge = huge_starts(&text);
         let kind_of = |vma: &Vma| kind(vma, huge.binary_search(&vma.start).is_ok());
         let fences = fences(&vmas, kind_of);
-        let (pid, watch, unread) = (self.pid, &mut self.watch, &mut self.unread);
-        let mut pass = Pass { pid, look, watch, unread, distrust, fences, round, each };
+        let (pid, watch, unsettled) = (self.pid, &mut self.watch, &mut self.unsettled);
+        let mut pass = Pass { pid, look, watch, unsettled, distrust, fences, round, each };
         for (start, end) in dirty {
-            pass.unread_before(start, end)?;
+            pass.unsettled_before(start, end)?;
         }
         for vma in &vmas {
             pass.mapping(vma, kind_of(vma))?;
         }
         let mut round = pass.round;
-        if self.unread.len() > MAX_UNREAD {
-            self.unread.clear();
+        if self.unsettled.len() > MAX_UNSETTLED {
+            self.unsettled.clear();
             self.distrust = true;
         }
         round.took = began.elapsed();
@@ -220,6 +240,19 @@ fn watch(pid: i32) -> Result<(Watch, Option<Stray>), LiveError> {
 fn fences(vmas: &[Vma], kind_of: impl Fn(&Vma) -> Kind) -> Vec<(u64, u64)> {
     let left = vmas.iter().filter(|vma| kind_of(vma) == Kind::Left);
     left.map(|vma| (vma.start, vma.end)).collect()
+}
+
+/// Ranges in rising order, those that touch as one.
+fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, before| {
+        let touches = next.0 <= before.1;
+        if touches {
+            before.1 = before.1.max(next.1);
+        }
+        touches
+    });
+    ranges
 }
 
 fn open_scanner(pid: i32) -> Result<Scanner, LiveError> {
@@ -331,8 +364,19 @@ impl<E: From<LiveError>, F: FnMut(Change<'_>) -> Result<(), E>> Pass<'_, F> {
         } else {
             self.gone_of_anonymous(looked)?;
         }
+        if !dirty.is_empty() {
+            self.note_in_flight(looked);
+        }
         self.give(&dirty)?;
         Ok(until)
+    }
+
+    /// After pages were armed, and before they are read.
+    fn note_in_flight(&mut self, part: Part) {
+        let ranges = in_flight::ranges(proc::face(self.pid)).into_iter();
+        let inside = ranges.map(|(start, end)| (start.max(part.start), end.min(part.end)));
+        let room = (MAX_UNSETTLED + 1).saturating_sub(self.unsettled.len());
+        self.unsettled.extend(inside.filter(|(start, end)| start < end).take(room));
     }
 
     /// What of armed anonymous memory is not there.
@@ -403,25 +447,33 @@ impl<E: From<LiveError>, F: FnMut(Change<'_>) -> Result<(), E>> Pass<'_, F> {
         Ok(())
     }
 
-    /// Pages that the last round has armed and not read.
-    fn unread_before(&mut self, start: u64, end: u64) -> Result<(), E> {
-        let part = Part { start, end, own: false };
-        let found = match self.look {
-            Look::Arm => self.watch.scanner.arm_all(part),
-            Look::Last => self.watch.scanner.present(part),
-        };
-        // Not registered any more: it is new as a whole, or unmapped.
-        let Ok((found, _)) = found else { return Ok(()) };
-        let found = found.to_vec();
-        self.give(&found).map_err(|failure| match failure {
-            Failure::Each(error) => error,
-            Failure::Scan(errno) => self.failed("PAGEMAP_SCAN", start, errno),
-        })
+    /// What the last round has armed and not settled.
+    fn unsettled_before(&mut self, start: u64, end: u64) -> Result<(), E> {
+        let mut at = start;
+        while at < end {
+            let part = Part { start: at, end: end.min(at + WINDOW), own: false };
+            let found = match self.look {
+                Look::Arm => self.watch.scanner.arm_all(part),
+                Look::Last => self.watch.scanner.present(part),
+            };
+            // Not registered any more: it is new as a whole, or unmapped.
+            let Ok((found, until)) = found else { return Ok(()) };
+            let found = found.to_vec();
+            if self.look == Look::Arm {
+                self.note_in_flight(Part { end: until, ..part });
+            }
+            self.give(&found).map_err(|failure| match failure {
+                Failure::Each(error) => error,
+                Failure::Scan(errno) => self.failed("PAGEMAP_SCAN", at, errno),
+            })?;
+            at = until;
+        }
+        Ok(())
     }
 
     /// Reads pages and tells their contents.
     fn give(&mut self, dirty: &[Region]) -> Result<(), Failure<E>> {
-        let Pass { pid, look, watch, unread, round, each, .. } = self;
+        let Pass { pid, look, watch, unsettled, round, each, .. } = self;
         let mut page = |page: Page<'_>| match page {
             Page::Data(addr, bytes) => {
                 round.data_pages += bytes.len() as u64 / PAGE;
@@ -431,8 +483,8 @@ impl<E: From<LiveError>, F: FnMut(Change<'_>) -> Result<(), E>> Pass<'_, F> {
                 Err(LiveError::Unreadable { addr, pid: *pid, errno }.into())
             }
             Page::Unread(addr, _) => {
-                if unread.len() <= MAX_UNREAD {
-                    unread.push((addr, addr + PAGE));
+                if unsettled.len() <= MAX_UNSETTLED {
+                    unsettled.push((addr, addr + PAGE));
                 }
                 Ok(())
             }
@@ -462,5 +514,23 @@ enum Failure<E> {
 impl<E> From<Errno> for Failure<E> {
     fn from(errno: Errno) -> Failure<E> {
         Failure::Scan(errno)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::kinds::Untracked;
+
+    #[test]
+    fn ranges_that_touch_are_one() {
+        assert_eq!(merged(vec![(5, 7), (1, 3), (3, 4), (6, 9), (1, 2)]), [(1, 4), (5, 9)]);
+        assert!(merged(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn a_round_tells_what_is_untracked() {
+        let untracked = vec![Untracked { start: 0x1000, end: 0x4000, why: "" }];
+        assert_eq!(Round { untracked, ..Round::default() }.untracked_pages(), 3);
     }
 }

@@ -120,6 +120,7 @@ follows! {
     dropped_pages "busy-advise";
     forking "busy-forks";
     what_the_kernel_writes "busy-reads";
+    what_a_device_writes "busy-direct";
     huge_pages_by_advice "busy-huge";
     private_pages_of_files "busy-files";
     a_growing_stack "busy-stack";
