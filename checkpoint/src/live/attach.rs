@@ -14,9 +14,12 @@ use crate::tracee::{Tracee, TraceeError};
 use nix::errno::Errno;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Threads that are tried.
 const TRIES: usize = 8;
+/// The longest that a fork takes.
+const FORK_LIMIT: Duration = Duration::from_secs(1);
 /// Generations that may have been born in the moment when the descriptor was there.
 const GENERATIONS: usize = 4;
 
@@ -24,9 +27,9 @@ const GENERATIONS: usize = 4;
 #[derive(Debug)]
 pub struct Stray {
     number: i32,
-    /// Forks were under way, perhaps: a child is seen only when its memory has been copied. So often it is
-    /// still looked for.
-    looks: u32,
+    /// Forks were under way, perhaps: a child is seen only when its memory has been copied. Until then it is
+    /// looked for.
+    until: Instant,
 }
 
 /// Makes one for this process.
@@ -40,7 +43,7 @@ pub fn attach(pid: i32) -> Result<(Tracking, Option<Stray>), LiveError> {
                 let set_up = Tracking::with(uffd);
                 let what = "write protection by userfaultfd";
                 let tracking = set_up.map_err(|errno| LiveError::Unsupported { what, errno })?;
-                let stray = (tids.len() > 1).then_some(Stray { number, looks: 3 });
+                let stray = (tids.len() > 1).then(|| Stray { number, until: Instant::now() + FORK_LIMIT });
                 return Ok((tracking, stray));
             }
             // Another one may be free.
@@ -85,10 +88,9 @@ fn call(tracee: &mut Tracee, operation: &'static str, nr: i64, argument: u64) ->
 
 impl Stray {
     /// Takes it away from children that have it. `None` when there will be none any more.
-    pub fn sweep(mut self, pid: i32, tracking: &Tracking) -> Option<Stray> {
+    pub fn sweep(self, pid: i32, tracking: &Tracking) -> Option<Stray> {
         self.sweep_below(pid, tracking, GENERATIONS);
-        self.looks -= 1;
-        (self.looks > 0).then_some(self)
+        (Instant::now() < self.until).then_some(self)
     }
 
     fn sweep_below(&self, pid: i32, tracking: &Tracking, generations: usize) {

@@ -38,6 +38,8 @@ mod identity;
 mod in_flight;
 pub mod kinds;
 mod reader;
+pub mod source;
+pub mod stream;
 mod tracker;
 
 pub use error::LiveError;

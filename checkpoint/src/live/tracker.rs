@@ -42,6 +42,8 @@ pub struct Round {
     pub gone_ranges: u64,
     /// Mappings that cannot be tracked.
     pub untracked: Vec<Untracked>,
+    /// Ranges whose contents the rounds have told, in rising order: starts and ends.
+    pub carried: Vec<(u64, u64)>,
     /// The process has executed another program since the last round.
     pub anew: bool,
     /// How long it took, with whatever was done with the changes.
@@ -123,6 +125,11 @@ impl Tracker {
     /// Whose memory it is.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Looks so far, with those at the frozen process.
+    pub fn rounds(&self) -> u32 {
+        self.rounds
     }
 
     /// One round: calls `each` with what has changed since the last one; all that there is, in the first.
@@ -213,7 +220,10 @@ impl Tracker {
 
     /// Ends it while the process runs on: disarms bit by bit, so that the process does not have to wait for the
     /// kernel to do it in one go (30 ms a GiB).
-    pub fn stop(self) {
+    pub fn stop(mut self) {
+        if let Some(stray) = self.stray.take() {
+            stray.sweep(self.pid, &self.watch.tracking);
+        }
         let maps = proc::read(proc::face(self.pid), "maps").unwrap_or_default();
         for vma in proc::maps::parse(&maps) {
             for start in (vma.start..vma.end).step_by(WINDOW as usize) {
@@ -270,10 +280,20 @@ enum Registered {
 impl<E: From<LiveError>, F: FnMut(Change<'_>) -> Result<(), E>> Pass<'_, F> {
     fn mapping(&mut self, vma: &Vma, kind: Kind) -> Result<(), E> {
         match kind {
+            // `[vsyscall]`, which is above all that a process can have.
+            _ if vma.start >= TOP => Ok(()),
             Kind::Anonymous => self.windows(vma.start, vma.end, false),
             Kind::Own => self.windows(vma.start, vma.end, true),
             Kind::Left => self.gone(vma.start, vma.end),
             Kind::Untracked(why) => self.untracked(vma.start, vma.end, why),
+        }
+    }
+
+    fn carried(&mut self, start: u64, end: u64) {
+        match self.round.carried.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ if start < end => self.round.carried.push((start, end)),
+            _ => {}
         }
     }
 
@@ -311,12 +331,16 @@ impl<E: From<LiveError>, F: FnMut(Change<'_>) -> Result<(), E>> Pass<'_, F> {
                     match self.register(at, end)? {
                         Registered::Yes => {}
                         Registered::Unmapped => at = part.end,
-                        Registered::No(why) => return self.untracked(at, end, why),
+                        Registered::No(why) => {
+                            self.carried(start, at);
+                            return self.untracked(at, end, why);
+                        }
                     }
                 }
                 // Always another mapping there: it stays unregistered, and so is all new in the next round.
                 Err(Failure::Scan(Errno::EPERM)) => (at, replaced) = (part.end, 0),
                 Err(Failure::Scan(Errno::EOPNOTSUPP)) => {
+                    self.carried(start, at);
                     return self.untracked(at, end, "pages larger than the kernel can track");
                 }
                 // The memory is gone, as the next round finds.
@@ -324,6 +348,7 @@ impl<E: From<LiveError>, F: FnMut(Change<'_>) -> Result<(), E>> Pass<'_, F> {
                 Err(Failure::Scan(errno)) => return Err(self.failed("PAGEMAP_SCAN", at, errno)),
             }
         }
+        self.carried(start, end);
         Ok(())
     }
 

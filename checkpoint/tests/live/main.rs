@@ -9,5 +9,6 @@ mod harness;
 #[allow(dead_code)]
 mod huge_pool;
 mod model;
+mod sending;
 mod traces;
 mod victims;

@@ -72,7 +72,7 @@ impl Model {
     }
 
     /// Pages of the tracked mappings that differ from the process' own, and pages that nobody has.
-    fn wrong_pages(&self, frozen: &Tracee) -> Vec<String> {
+    pub fn wrong_pages(&self, frozen: &Tracee) -> Vec<String> {
         let pid = frozen.pid();
         // Not that which was opened before it stood: execve(2) may have come in between.
         let memory = Memory::of(pid).expect("opens");
