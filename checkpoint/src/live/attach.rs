@@ -121,3 +121,31 @@ fn children(pid: i32) -> Vec<i32> {
     let texts: Vec<String> = proc::tids(pid).unwrap_or_default().into_iter().map(of).collect();
     texts.iter().flat_map(|text| text.split_ascii_whitespace()).filter_map(|word| word.parse().ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::identity;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_child_that_was_born_meanwhile_loses_it() {
+        let Ok(tracking) = Tracking::of_this_process() else { return };
+        let inherited = Stdio::from(tracking.try_clone().expect("a copy"));
+        let mut child = Command::new("sleep").arg("60").stdin(inherited).spawn().expect("starts");
+        let pid = child.id() as i32;
+        let target = || proc::link(pid, "fd/0").ok();
+        assert_eq!(target().as_deref(), Some(&b"anon_inode:[userfaultfd]"[..]));
+        let stray = |until| Stray { number: 0, until };
+        // Another one's stays.
+        if let Ok(other) = Tracking::of_this_process() {
+            stray(Instant::now() + FORK_LIMIT).sweep(std::process::id() as i32, &other);
+            assert!(target().is_some());
+        }
+        let again = stray(Instant::now() + FORK_LIMIT).sweep(std::process::id() as i32, &tracking);
+        assert!(again.is_some() && target().is_none());
+        assert!(stray(Instant::now()).sweep(std::process::id() as i32, &tracking).is_none());
+        assert!(identity::lives(pid), "it sleeps on");
+        child.kill().and_then(|()| child.wait().map(drop)).expect("ends");
+    }
+}

@@ -167,9 +167,21 @@ impl Tracking {
     }
 }
 
+impl Tracking {
+    /// Of this process' own memory.
+    pub fn of_this_process() -> Result<Tracking, Errno> {
+        // SAFETY: no pointers; what is returned is a descriptor of ours alone.
+        let uffd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, TRACKING_FLAGS) })?;
+        Tracking::with(super::fd::own(uffd as i32))
+    }
+
+    /// Another descriptor of it.
+    pub fn try_clone(&self) -> std::io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+}
+
 /// Whether this kernel can track: Linux 6.7.
 pub fn can_track() -> bool {
-    // SAFETY: no pointers; what is returned is a descriptor of ours alone.
-    let uffd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, TRACKING_FLAGS) });
-    uffd.is_ok_and(|raw| Tracking::with(super::fd::own(raw as i32)).is_ok())
+    Tracking::of_this_process().is_ok()
 }
