@@ -5,6 +5,7 @@ pub mod deputy;
 pub mod dump;
 pub mod image;
 pub mod inventory;
+pub mod live;
 pub mod proc;
 pub mod restore;
 pub mod sys;

@@ -52,6 +52,25 @@ fn leaves_no_trace() {
 }
 
 #[test]
+fn one_that_executes_programs_all_the_time_is_read() {
+    // Each executes the next one, the same.
+    let next = "exec sh -c \"$0\" \"$0\"";
+    let victim = Victim::start("sh", &["-c", next, next]);
+    let pid = victim.pid();
+    for _ in 0..300 {
+        let tracee = Tracee::freeze(pid).expect("freezes");
+        let first = maps(pid);
+        let start = first.split('-').next().and_then(|text| u64::from_str_radix(text, 16).ok());
+        let mut magic = [0; 4];
+        tracee
+            .read_mem(start.expect("an address"), &mut magic)
+            .expect("is the memory of the program that it is");
+        assert_eq!(&magic, b"\x7fELF");
+        tracee.thaw().expect("thaws");
+    }
+}
+
+#[test]
 fn an_interrupted_sleep_ends_in_time() {
     let start = std::time::Instant::now();
     let mut victim = Victim::start("sleep", &["2"]);

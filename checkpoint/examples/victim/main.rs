@@ -2,12 +2,14 @@
 //!
 //! `victim CASE DIR` prepares the case, makes `DIR/ready`, waits for `DIR/go`, checks, prints a line
 //! `PASS CASE`, and exits with 0. What is wrong is printed as `FAIL …`, and the exit status is 1.
+//! Cases `busy-…` never rest, and check themselves when they are let go.
 //! Cases `threads-N`, `mappings-N`, `processes-N`, `mebibytes-N` have N of these.
 //! `victim exec PROGRAM ARG…` runs a program with nothing but the standard streams open.
 //!
 //! It uses the C library directly: what is under test is what the kernel does for it.
 
 mod aio;
+mod busy;
 mod calls;
 mod clocks;
 mod deadlines;
@@ -129,6 +131,7 @@ fn main() {
         "cpu-sleep" => waits::on_cpu_time(&meeting),
         "restart" => restart::run(&meeting),
         "handlers" => restart::with_handlers(&meeting),
+        other if busy::run(other, &meeting) => {}
         other if scale::run(other, &meeting) => {}
         other => panic!("there is no case {other}"),
     }

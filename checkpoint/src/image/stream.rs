@@ -340,6 +340,8 @@ pub struct StreamReader<R: Read> {
     objects: usize,
     /// Memory of processes has begun: no object comes any more.
     in_memory: bool,
+    /// There are pages of one process in it, and nothing else.
+    only_pages: bool,
     raw_bytes: u64,
     ended: bool,
 }
@@ -357,9 +359,15 @@ impl<R: Read> StreamReader<R> {
             states: 0,
             objects: 0,
             in_memory: false,
+            only_pages: false,
             raw_bytes: 0,
             ended: false,
         })
+    }
+
+    /// Starts reading pages that come without any state ([`crate::live::stream`]).
+    pub fn of_pages(input: R) -> Result<StreamReader<R>, StreamError> {
+        Ok(StreamReader { only_pages: true, ..StreamReader::new(input)? })
     }
 
     /// What it reads from; it stands right behind the last item.
@@ -423,8 +431,13 @@ impl<R: Read> StreamReader<R> {
             Some(frame) => frame,
             None => self.read_frame()?,
         };
+        if self.only_pages {
+            // State, process, object.
+            if matches!(kind, 0 | 4 | 6) {
+                return Err(self.damaged("something else among the pages"));
+            }
         // A state follows only states, and the first frame is one.
-        if kind != 0 && self.sequence == 0 || kind == 0 && self.sequence != self.states {
+        } else if kind != 0 && self.sequence == 0 || kind == 0 && self.sequence != self.states {
             return Err(self.damaged("the states must be the first frames, and only those"));
         }
         let item = match kind {

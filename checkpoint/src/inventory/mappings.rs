@@ -16,7 +16,7 @@ const LONG: usize = 48 << 10;
 pub fn read(pid: i32) -> io::Result<Vec<Vma>> {
     match bpf::is_prepared() {
         true => read_knowing(pid, &proc::read(pid, "maps")?),
-        false => of_text(pid, maps::parse(&proc::read(pid, "smaps")?)),
+        false => of_text(pid, &proc::read(pid, "smaps")?),
     }
 }
 
@@ -25,8 +25,8 @@ pub fn read(pid: i32) -> io::Result<Vec<Vma>> {
 pub fn read_knowing(pid: i32, maps: &[u8]) -> io::Result<Vec<Vma>> {
     let mut vmas = maps::parse(maps);
     match (bpf::is_prepared() || maps.len() >= LONG) && vm_flags::complete(pid, &mut vmas) {
-        true => of_text(pid, vmas),
-        false => of_text(pid, maps::parse(&proc::read(pid, "smaps")?)),
+        true => knowing_files(pid, vmas),
+        false => of_text(pid, &proc::read(pid, "smaps")?),
     }
 }
 
@@ -37,11 +37,17 @@ pub fn read_quickly(pid: i32) -> io::Result<Vec<Vma>> {
     match memchr::memmem::find(&text, b"/SYSV") {
         // How long one is depends on the size of its pages.
         Some(_) => read(pid),
-        None => of_text(pid, maps::parse(&text)),
+        None => of_text(pid, &text),
     }
 }
 
-fn of_text(pid: i32, mut vmas: Vec<Vma>) -> io::Result<Vec<Vma>> {
+/// The same from the text of `maps` or `smaps`.
+pub(crate) fn of_text(pid: i32, text: &[u8]) -> io::Result<Vec<Vma>> {
+    knowing_files(pid, maps::parse(text))
+}
+
+/// Finds out what is behind the names of files.
+fn knowing_files(pid: i32, mut vmas: Vec<Vma>) -> io::Result<Vec<Vma>> {
     // A library is mapped in several parts, one after the other.
     let mut last: Option<(Vec<u8>, u64, u64, bool)> = None;
     for vma in &mut vmas {

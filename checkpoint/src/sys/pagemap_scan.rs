@@ -15,8 +15,14 @@ pub const IS_PRESENT: u64 = 1 << 3;
 pub const IS_SWAPPED: u64 = 1 << 4;
 /// The kernel's zero page.
 pub const IS_PFNZERO: u64 = 1 << 5;
+/// Written since it was armed, or never armed; what is not there counts as written too.
+pub const IS_WRITTEN: u64 = 1 << 1;
 /// A guard page (`MADV_GUARD_INSTALL`); told by 6.16 and newer.
 const IS_GUARD: u64 = 1 << 8;
+/// Arms what is found, in the same walk of the page table (`PM_SCAN_WP_MATCHING`).
+const ARM: u64 = 1;
+/// Fails with `EPERM` at memory that is not registered (`PM_SCAN_CHECK_WPASYNC`).
+const REGISTERED: u64 = 2;
 
 #[repr(C)]
 #[derive(Default)]
@@ -58,12 +64,25 @@ const WINDOW: u64 = 32 << 20;
 const TOP: u64 = 0x7fff_ffff_f000;
 
 /// Which pages are asked for.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Question {
+    flags: u64,
     inverted: u64,
     all_of: u64,
     any_of: u64,
     tell: u64,
+}
+
+/// Memory of which a kind of page is asked for: `own` leaves out pages that are those of a file, which takes the
+/// kernel twenty times as long to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Only the process' own pages.
+    pub own: bool,
 }
 
 /// The page table of one process, as far as it may be seen.
@@ -124,6 +143,7 @@ impl Scanner {
             all_of: guard,
             any_of: IS_PRESENT | IS_SWAPPED,
             tell: IS_PRESENT | IS_SWAPPED | IS_PFNZERO | if files { IS_FILE } else { 0 },
+            ..Question::default()
         };
         match self.scan(start, end, &question) {
             Err(Errno::ENOTTY) => from_pagemap(&self.pagemap, start, end),
@@ -145,28 +165,127 @@ impl Scanner {
         let mut out = Vec::new();
         let mut at = start;
         while at < end {
-            let mut arg = ScanArg {
-                size: size_of::<ScanArg>() as u64,
-                start: at,
-                end,
-                vec: self.batch.as_mut_ptr() as u64,
-                vec_len: self.batch.len() as u64,
-                category_inverted: question.inverted,
-                category_mask: question.all_of,
-                category_anyof_mask: question.any_of,
-                return_mask: question.tell,
-                ..ScanArg::default()
-            };
-            // SAFETY: `arg` and the vector it names outlive the call, with the sizes given.
-            let got = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-            let n = Errno::result(got)? as usize;
-            out.extend_from_slice(self.batch.get(..n).ok_or(Errno::EPROTO)?);
-            if arg.walk_end <= at {
+            let (found, walk_end) = self.step(at, end, question)?;
+            out.extend_from_slice(found);
+            if walk_end <= at {
                 break;
             }
-            at = arg.walk_end;
+            at = walk_end;
         }
         Ok(out)
+    }
+
+    /// One call: what it found, and how far it looked.
+    fn step(&mut self, start: u64, end: u64, question: &Question) -> Result<(&[Region], u64), Errno> {
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            flags: question.flags,
+            start,
+            end,
+            vec: self.batch.as_mut_ptr() as u64,
+            vec_len: self.batch.len() as u64,
+            category_inverted: question.inverted,
+            category_mask: question.all_of,
+            category_anyof_mask: question.any_of,
+            return_mask: question.tell,
+            ..ScanArg::default()
+        };
+        // SAFETY: `arg` and the vector it names outlive the call, with the sizes given.
+        let got = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+        let n = Errno::result(got)? as usize;
+        Ok((self.batch.get(..n).ok_or(Errno::EPROTO)?, arg.walk_end))
+    }
+}
+
+/// Memory that is registered with a userfaultfd for tracking ([`super::userfaultfd::Tracking`]): one call each, which
+/// tells what it found and how far it looked. `EPERM`: not all of it is registered.
+impl Scanner {
+    /// Pages that are there and were written since they were armed; arms them again.
+    pub fn rearm(&mut self, part: Part) -> Result<(&[Region], u64), Errno> {
+        let question = self.there(part).and(IS_WRITTEN, ARM | REGISTERED);
+        self.tracked(part, &question)
+    }
+
+    /// Pages that are there, armed before or not; arms them.
+    pub fn arm_all(&mut self, part: Part) -> Result<(&[Region], u64), Errno> {
+        let question = self.there(part).and(0, ARM | REGISTERED);
+        self.tracked(part, &question)
+    }
+
+    /// The same; arms nothing.
+    pub fn written(&mut self, part: Part) -> Result<(&[Region], u64), Errno> {
+        let question = self.there(part).and(IS_WRITTEN, REGISTERED);
+        self.tracked(part, &question)
+    }
+
+    /// Pages that are there, registered or not. Arms nothing.
+    pub fn present(&mut self, part: Part) -> Result<(&[Region], u64), Errno> {
+        let question = self.there(part);
+        self.tracked(part, &question)
+    }
+
+    /// Pages that were written since they were armed, with `IS_PRESENT` or `IS_SWAPPED`, and ranges where there
+    /// is no page, with neither. Arms nothing. Of ordinary private anonymous memory only: elsewhere the kernel does
+    /// not tell all ranges without a page.
+    pub fn written_or_absent(&mut self, part: Part) -> Result<(&[Region], u64), Errno> {
+        let question = Question {
+            flags: REGISTERED,
+            all_of: IS_WRITTEN,
+            tell: IS_WRITTEN | IS_PRESENT | IS_SWAPPED | IS_PFNZERO | self.guard(),
+            ..Question::default()
+        };
+        self.tracked(part, &question)
+    }
+
+    /// The same without pages that are present.
+    pub fn absent(&mut self, part: Part) -> Result<(&[Region], u64), Errno> {
+        let question = Question {
+            flags: REGISTERED,
+            inverted: IS_PRESENT,
+            all_of: IS_WRITTEN | IS_PRESENT,
+            tell: IS_WRITTEN | IS_PRESENT | IS_SWAPPED | self.guard(),
+            ..Question::default()
+        };
+        self.tracked(part, &question)
+    }
+
+    fn guard(&self) -> u64 {
+        if self.guards { IS_GUARD } else { 0 }
+    }
+
+    fn there(&self, part: Part) -> Question {
+        let file = if part.own { IS_FILE } else { 0 };
+        Question {
+            flags: 0,
+            inverted: self.guard() | file,
+            all_of: self.guard() | file,
+            any_of: IS_PRESENT | IS_SWAPPED,
+            tell: IS_PRESENT | IS_SWAPPED | IS_PFNZERO,
+        }
+    }
+
+    fn tracked(&mut self, part: Part, question: &Question) -> Result<(&[Region], u64), Errno> {
+        let (found, walk_end) = self.step(part.start, part.end, question)?;
+        match walk_end > part.start {
+            true => Ok((found, walk_end.min(part.end))),
+            // A page that is larger than the kernel arms (pagemap_scan_hugetlb_entry in fs/proc/task_mmu.c).
+            false => Err(Errno::EOPNOTSUPP),
+        }
+    }
+}
+
+impl Question {
+    fn and(mut self, all_of: u64, flags: u64) -> Question {
+        self.all_of |= all_of;
+        self.flags |= flags;
+        self
+    }
+}
+
+impl Region {
+    /// Whether there is a page, in memory or in swap; a guard page is none.
+    pub fn is_there(&self) -> bool {
+        self.categories & (IS_PRESENT | IS_SWAPPED) != 0 && self.categories & IS_GUARD == 0
     }
 }
 

@@ -1,5 +1,10 @@
-//! Which pages of a file of huge pages there are, by userfaultfd(2): `UFFDIO_CONTINUE` maps a page that the file
-//! has, and does not make one that it lacks (Documentation/admin-guide/mm/userfaultfd.rst, minor faults).
+//! userfaultfd(2), for two things (Documentation/admin-guide/mm/userfaultfd.rst).
+//!
+//! Which pages of a file of huge pages there are: `UFFDIO_CONTINUE` maps a page that the file has, and does not make one
+//! that it lacks (minor faults).
+//!
+//! Which pages of a process are written ([`Tracking`]): asynchronous write protection. A write to an armed page
+//! is let through by the kernel itself, which disarms the page; [`super::pagemap_scan`] tells which are disarmed.
 
 use super::huge_pages::Window;
 use nix::errno::Errno;
@@ -40,6 +45,17 @@ const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
 /// `_IOWR(0xaa, 0x07, struct uffdio_continue)`.
 const UFFDIO_CONTINUE: libc::c_ulong = 0xc020_aa07;
+/// A range that nobody else tracks is armed and looked at; Linux 6.7.
+const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
+/// What is not there can be armed: without it the scan refuses anonymous memory (`userfaultfd_wp_use_markers`).
+const UFFD_FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const UFFD_FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+/// `_IOWR(0xaa, 0x06, struct uffdio_writeprotect)`.
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
+/// Arguments of the call that makes one to track with. In user mode only is enough, and needs no privilege: what
+/// the kernel writes for the process is let through in the fault handler, before there is anybody to be told.
+pub const TRACKING_FLAGS: libc::c_int = libc::O_CLOEXEC | libc::O_NONBLOCK | UFFD_USER_MODE_ONLY;
 /// Mapped at a time, bytes.
 const WINDOW: u64 = 64 << 30;
 
@@ -100,4 +116,72 @@ fn is_there(uffd: &OwnedFd, start: u64, len: u64) -> Result<bool, Errno> {
         Err(Errno::EFAULT) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// Tracks the writes to another process' memory. When it is closed, by whatever end, the kernel disarms and
+/// unregisters all of it (`userfaultfd_release`, fs/userfaultfd.c).
+#[derive(Debug)]
+pub struct Tracking(OwnedFd);
+
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
+
+const _: () = assert!(size_of::<WriteProtect>() == 24);
+
+impl Tracking {
+    /// By a userfaultfd that the process has made, with [`TRACKING_FLAGS`], and nobody has set up. `EINVAL`: the kernel
+    /// cannot track (before Linux 6.7).
+    pub fn with(uffd: OwnedFd) -> Result<Tracking, Errno> {
+        let features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+        let mut api = Api { api: UFFD_API, features, ioctls: 0 };
+        // SAFETY: the structure outlives the call.
+        Errno::result(unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &raw mut api) })?;
+        Ok(Tracking(uffd))
+    }
+
+    /// Registers what is mapped in a range; nothing is armed yet. `EINVAL` or `ENOMEM`: nothing is mapped there;
+    /// `EBUSY`: a part is another userfaultfd's; `EPERM`: a shared mapping that cannot be written; `ESRCH`: the
+    /// memory's last process has ended or runs another program.
+    pub fn register(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let mut range = Register { start, len: end - start, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
+        // SAFETY: the structure outlives the call; writes to the memory go through as before.
+        Errno::result(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, &raw mut range) })?;
+        Ok(())
+    }
+
+    /// Disarms a range that is registered.
+    pub fn disarm(&self, start: u64, end: u64) -> Result<(), Errno> {
+        let mut range = WriteProtect { start, len: end - start, mode: 0 };
+        // SAFETY: as above.
+        Errno::result(unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut range) })?;
+        Ok(())
+    }
+
+    /// The descriptor, to compare it with others'.
+    pub fn number(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Tracking {
+    /// Of this process' own memory.
+    pub fn of_this_process() -> Result<Tracking, Errno> {
+        // SAFETY: no pointers; what is returned is a descriptor of ours alone.
+        let uffd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, TRACKING_FLAGS) })?;
+        Tracking::with(super::fd::own(uffd as i32))
+    }
+
+    /// Another descriptor of it.
+    pub fn try_clone(&self) -> std::io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+}
+
+/// Whether this kernel can track: Linux 6.7.
+pub fn can_track() -> bool {
+    Tracking::of_this_process().is_ok()
 }

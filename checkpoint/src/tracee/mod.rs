@@ -23,6 +23,7 @@ mod install;
 mod naps;
 mod new_threads;
 mod offspring;
+mod one_thread;
 pub mod restart;
 mod stops;
 pub mod stub;
@@ -226,8 +227,16 @@ impl Tracee {
             }
             // The leader last: its end is told when the others have been waited for.
             asked.sort_unstable_by_key(|&tid| tid == pid);
+            let mut is_open = false;
             for tid in asked {
-                match tasks::wait_for_stop(tid, deadline)? {
+                let stopped = tasks::wait_for_stop(tid, deadline)?;
+                if stopped.is_some() && !is_open {
+                    // What was opened before is the memory of the program that it has left, if it was about to call
+                    // execve(2). Now nobody can without ending this one.
+                    self.mem = tasks::open_mem(pid)?;
+                    is_open = true;
+                }
+                match stopped {
                     None if tid == pid => leader_has_ended = true,
                     None => {}
                     Some(group) => {
