@@ -250,3 +250,49 @@ fn behind(info: u32) -> Option<usize> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Header, one structure `s { int n; struct { long m; }; }`, and their names.
+    fn small() -> Vec<u8> {
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let types = [
+            words(&[1, KIND_INT << 24, 4, 0x20]),
+            words(&[5, KIND_INT << 24, 8, 0x40]),
+            words(&[0, KIND_STRUCT << 24 | 1, 8, 12, 2, 0]),
+            words(&[10, KIND_STRUCT << 24 | 2, 16, 14, 1, 32, 0, 3, 64]),
+        ]
+        .concat();
+        let names = b"\0int\0long\0s\0m\0n\0".to_vec();
+        let header = [MAGIC.to_le_bytes().to_vec(), vec![1, 0], words(&[24, 0])].concat();
+        let lengths = words(&[types.len() as u32, types.len() as u32, names.len() as u32]);
+        [header, lengths, types, names].concat()
+    }
+
+    #[test]
+    fn finds_members() {
+        let btf = Btf::parse(Bytes::Read(small())).expect("is one");
+        let s = btf.structure("s").expect("is there");
+        assert_eq!(btf.member(s, "n").map(|place| (place.offset, btf.size(place.kind))), Some((4, Some(4))));
+        assert_eq!(btf.member(s, "m").map(|place| (place.offset, btf.size(place.kind))), Some((8, Some(8))));
+        assert_eq!((btf.member(s, "o"), btf.structure("int"), btf.function("s")), (None, None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(at in 0usize..140, byte in any::<u8>(), length in 0usize..140) {
+            let mut bytes = small();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            bytes.truncate(length.max(1));
+            if let Some(btf) = Btf::parse(Bytes::Read(bytes)) {
+                for kind in 0..6 {
+                    let _ = (btf.member(kind, "m"), btf.size(kind), btf.pointed(kind), btf.structure("s"));
+                }
+            }
+        }
+    }
+}
