@@ -1,5 +1,8 @@
 //! Reading frozen processes on the live kernel: what is read is right, and nothing is left behind.
 
+#[path = "roundtrip/harness.rs"]
+#[allow(dead_code, reason = "the other tests use the rest")]
+mod harness;
 mod victim;
 
 use checkpoint::dump::{DumpError, Run, Waits, for_each_run, read_state};
@@ -354,6 +357,7 @@ fn the_kernels_structures_tell_what_threads_tell_themselves() {
     assert_eq!((asked.creds, asked.seccomp, asked.traits), (seen.creds, seen.seccomp, seen.traits));
     // Unless the kernel does not let itself be looked at, that was another way.
     if !bpf::prepare() {
-        println!("SKIP the_kernels_structures_tell_what_threads_tell_themselves: no BPF, or no BTF");
+        let why = "the kernel does not let itself be looked at (BPF, BTF)";
+        harness::skip("the_kernels_structures_tell_what_threads_tell_themselves", why);
     }
 }

@@ -126,7 +126,10 @@ impl Thread {
     pub fn is_like(&self, other: &Thread) -> bool {
         let Settings { atomic_flags, features, mode, .. } = self.settings;
         let theirs = &other.settings;
-        self.shares == other.shares
+        // Of one that has ended nothing is left, and two of these are not alike.
+        self.shares.creds != 0
+            && self.shares.namespaces != 0
+            && self.shares == other.shares
             && (atomic_flags, features, mode) == (theirs.atomic_flags, theirs.features, theirs.mode)
     }
 
