@@ -436,19 +436,8 @@ fn read_apart(
 }
 
 fn read_creds(pid: i32, status: &Status, securebits: u32) -> Result<CredsImage, DumpError> {
-    let four = |key| {
-        <[u32; 4]>::try_from(status.numbers(key))
-            .map_err(|_| DumpError::Strange { what: "status (ids)", pid })
-    };
-    let mask = |key| status.mask(key).ok_or(DumpError::Strange { what: "status (Cap)", pid });
-    Ok(CredsImage {
-        uids: four("Uid")?,
-        gids: four("Gid")?,
-        groups: status.numbers("Groups"),
-        caps: [mask("CapInh")?, mask("CapPrm")?, mask("CapEff")?, mask("CapBnd")?, mask("CapAmb")?],
-        securebits,
-        no_new_privs: status.decimal("NoNewPrivs") == Some(1),
-    })
+    let found = status.credentials(securebits);
+    found.ok_or(DumpError::Strange { what: "status (ids, capabilities)", pid })
 }
 
 fn read_misc(inside: &Inside<'_>, told: &Told) -> Result<MiscImage, DumpError> {

@@ -6,13 +6,13 @@
 //! descriptor to the child, which is made to close it too ([`Stray`]).
 
 use super::LiveError;
+use crate::inventory::tree;
 use crate::proc::{self, status::Stat};
 use crate::sys::fd::{pidfd_getfd, pidfd_open};
 use crate::sys::kcmp;
 use crate::sys::userfaultfd::{TRACKING_FLAGS, Tracking};
 use crate::tracee::{Tracee, TraceeError};
 use nix::errno::Errno;
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,7 @@ impl Stray {
     }
 
     fn sweep_below(&self, pid: i32, tracking: &Tracking, generations: usize) {
-        for child in children(pid) {
+        for child in tree::children(pid) {
             if generations > 0 && self.is_in(child, tracking) {
                 // It may end meanwhile, which closes it too.
                 let _ = close_in(child, self.number);
@@ -114,12 +114,6 @@ fn close_in(pid: i32, number: i32) -> Result<(), TraceeError> {
     let mut tracee = Tracee::hold_one(pid, proc::face(pid))?;
     call(&mut tracee, "close", libc::SYS_close, number as u64)?;
     tracee.thaw()
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let of = |tid: i32| fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
-    let texts: Vec<String> = proc::tids(pid).unwrap_or_default().into_iter().map(of).collect();
-    texts.iter().flat_map(|text| text.split_ascii_whitespace()).filter_map(|word| word.parse().ok()).collect()
 }
 
 #[cfg(test)]

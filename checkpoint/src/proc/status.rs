@@ -1,6 +1,7 @@
 //! `/proc/PID/status` and `/proc/PID/stat`.
 
 use super::{lines_after, number, read};
+use crate::image::CredsImage;
 use std::io;
 
 /// `status` as text.
@@ -47,6 +48,23 @@ impl Status {
     /// The state's letter.
     pub fn state(&self) -> char {
         self.line("State").and_then(|line| line.chars().next()).unwrap_or('?')
+    }
+
+    /// Ids, groups and capabilities; the secure bits are told by no file. `None`: something is missing.
+    pub fn credentials(&self, securebits: u32) -> Option<CredsImage> {
+        let ids = |key| <[u32; 4]>::try_from(self.numbers(key)).ok();
+        let mut caps = [0; 5];
+        for (mask, key) in caps.iter_mut().zip(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]) {
+            *mask = self.mask(key)?;
+        }
+        Some(CredsImage {
+            uids: ids("Uid")?,
+            gids: ids("Gid")?,
+            groups: self.numbers("Groups"),
+            caps,
+            securebits,
+            no_new_privs: self.decimal("NoNewPrivs")? == 1,
+        })
     }
 
     /// PID or TID in the innermost namespace of the task.

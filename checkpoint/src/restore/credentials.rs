@@ -12,20 +12,7 @@ const MAX_GROUPS: usize = 16_384;
 
 /// Those of thread `tid` of process `pid`, whose secure bits are known. `None`: they cannot be read.
 pub fn of(pid: i32, tid: i32, securebits: u32) -> Option<CredsImage> {
-    let status = Status::of_thread(pid, tid).ok()?;
-    let ids = |key| <[u32; 4]>::try_from(status.numbers(key)).ok();
-    let mut caps = [0; 5];
-    for (mask, key) in caps.iter_mut().zip(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]) {
-        *mask = status.mask(key)?;
-    }
-    Some(CredsImage {
-        uids: ids("Uid")?,
-        gids: ids("Gid")?,
-        groups: status.numbers("Groups"),
-        caps,
-        securebits,
-        no_new_privs: status.decimal("NoNewPrivs")? == 1,
-    })
+    Status::of_thread(pid, tid).ok()?.credentials(securebits)
 }
 
 /// What a thread must call to get these credentials, with at most the capabilities `allowed`.

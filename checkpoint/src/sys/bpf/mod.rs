@@ -51,7 +51,13 @@ fn programs() -> Option<&'static Programs> {
     if !MAY.load(Ordering::Relaxed) {
         return None;
     }
-    PROGRAMS.get_or_init(|| Programs::load().ok()).as_ref()
+    let load = || {
+        let loaded = Programs::load();
+        loaded
+            .inspect_err(|why| tracing::debug!(%why, "no look at the kernel's structures: /proc is asked"))
+            .ok()
+    };
+    PROGRAMS.get_or_init(load).as_ref()
 }
 
 impl Programs {
